@@ -1,0 +1,5 @@
+package main
+
+type doctorCmd struct{}
+
+func (c *doctorCmd) Run(g *globals) error { panic("unwritten") }

@@ -1,0 +1,5 @@
+package main
+
+type umountCmd struct{}
+
+func (c *umountCmd) Run(g *globals) error { panic("unwritten") }
