@@ -1,0 +1,169 @@
+package losetup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	goloop "github.com/freddierice/go-losetup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// openerWait: udev and blkid open every device that changes, for a moment.
+	// A process that has the device open for longer is a user.
+	openerWait = 500 * time.Millisecond
+	// goneWait bounds the wait for the kernel to let go of the file when there is
+	// a user that we cannot see.
+	goneWait = 10 * time.Second
+)
+
+// Detach detaches a device and waits until it is really gone (losetup -d only
+// arms the detaching of a device in use): ErrBusy at once if it is mounted or
+// held, with who uses it. It undoes the queue settings. ErrNotAttached if there
+// is nothing to detach.
+func Detach(ctx context.Context, device string) error {
+	_, err := interruptible(ctx, func() (struct{}, error) { return struct{}{}, detach(ctx, device) }, nil)
+	return err
+}
+
+func detach(ctx context.Context, device string) error {
+	number, err := numberOf(device)
+	if err != nil {
+		return err
+	}
+	if _, err := read(number); err != nil {
+		return err
+	}
+	dev, err := claim(ctx, number)
+	if err != nil {
+		return err
+	}
+	err = clear(ctx, number, dev)
+	unix.Close(dev) // the kernel detaches here
+	if err != nil {
+		return err
+	}
+	if err := waitGone(ctx, number); err != nil {
+		return err
+	}
+	renew(number)
+	return nil
+}
+
+// claim opens the device with O_EXCL. That fails while a file system, swap or
+// device in any namespace claims the device, and keeps new ones away until the
+// descriptor is closed. mkfs and other detaches claim it as well, for a moment.
+func claim(ctx context.Context, number int) (int, error) {
+	for start := time.Now(); ; {
+		dev, err := openDevice(ctx, number, unix.O_RDONLY|unix.O_EXCL)
+		if !errors.Is(err, unix.EBUSY) {
+			return dev, err
+		}
+		if users := claims(number); len(users) > 0 {
+			return -1, busy(number, users)
+		}
+		if time.Since(start) > openerWait {
+			return -1, busy(number, append(openers(number, -1), "claimed by a mount or device that is not visible from here"))
+		}
+		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+			return -1, err
+		}
+		if _, err := read(number); err != nil {
+			return -1, err // detached by somebody else
+		}
+	}
+}
+
+// clear arms the detaching of a device that only dev uses.
+func clear(ctx context.Context, number, dev int) error {
+	if users := claims(number); len(users) > 0 {
+		return busy(number, users)
+	}
+	for start := time.Now(); ; {
+		users := openers(number, dev)
+		if len(users) == 0 {
+			break
+		}
+		if time.Since(start) > openerWait {
+			return busy(number, users)
+		}
+		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	err := goloop.New(uint64(number), os.O_RDONLY).Detach()
+	if err != nil && attached(number) {
+		return fmt.Errorf("detach %s: %w", devicePath(number), err)
+	}
+	return nil
+}
+
+// waitGone waits until the kernel let go of the file. If somebody opened the
+// device meanwhile, it disarms the detaching again: better in use and known than
+// gone at some later time.
+func waitGone(ctx context.Context, number int) error {
+	pause := time.Millisecond
+	for start := time.Now(); attached(number); pause = min(2*pause, 50*time.Millisecond) {
+		err := sleep(ctx, pause)
+		if err == nil && time.Since(start) < goneWait {
+			continue
+		}
+		if !attached(number) {
+			break
+		}
+		disarm(number)
+		if err == nil {
+			err = busy(number, append(claims(number), openers(number, -1)...))
+		}
+		return err
+	}
+	return nil
+}
+
+// disarm takes back LOOP_CLR_FD. It does not ask for the status first: that would
+// call into the backing file.
+func disarm(number int) {
+	d, err := read(number)
+	if err != nil || d.partial {
+		return
+	}
+	dev, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(dev)
+	i := info(d.Backing, Options{ReadOnly: d.ReadOnly, NoDirect: !d.DirectIO})
+	_ = unix.IoctlLoopSetStatus64(dev, &i)
+}
+
+func busy(number int, users []string) error {
+	if len(users) == 0 {
+		users = []string{"by a process that is not visible from here"}
+	}
+	return fmt.Errorf("%s: %w: %s", devicePath(number), ErrBusy, strings.Join(users, ", "))
+}
+
+// Resize makes the device take the backing file's new size. The file must have
+// it already; a file system on the device is grown by its own tool afterwards.
+func Resize(device string) error {
+	number, err := numberOf(device)
+	if err != nil {
+		return err
+	}
+	if _, err := read(number); err != nil {
+		return err
+	}
+	dev, err := openDevice(context.Background(), number, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dev)
+	if err := again(func() error { return unix.IoctlSetInt(dev, goloop.SetCapacity, 0) }); err != nil {
+		return fmt.Errorf("resize %s: %w", devicePath(number), err)
+	}
+	return nil
+}

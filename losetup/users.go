@@ -1,0 +1,122 @@
+package losetup
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	goloop "github.com/freddierice/go-losetup"
+)
+
+// Users names the mounts, swaps, stacked devices and processes that use a
+// device, for messages. It touches neither the device nor its backing file. What
+// it may not look at (other users' processes) it leaves out.
+func Users(device string) []string {
+	n, err := numberOf(device)
+	if err != nil {
+		return nil
+	}
+	return append(claims(n), openers(n, -1)...)
+}
+
+// claims are the users that will not go away by themselves: mounts in any mount
+// namespace, swap, and devices on top.
+func claims(number int) []string {
+	var list []string
+	seen := map[string]bool{}
+	add := func(s string) {
+		if !seen[s] {
+			seen[s] = true
+			list = append(list, s)
+		}
+	}
+	device, majorMinor := devicePath(number), fmt.Sprintf("%d:%d", goloop.Major, number)
+	uses := func(m mount) bool { return m.device == majorMinor || m.source == device }
+	own, _ := os.Readlink("/proc/self/ns/mnt")
+	for _, m := range mounts("/proc/self/mountinfo") {
+		if uses(m) {
+			add("mounted on " + m.point)
+		}
+	}
+	namespaces := map[string]bool{own: true}
+	for _, pid := range processes() {
+		ns, err := os.Readlink(filepath.Join("/proc", pid, "ns/mnt"))
+		if err != nil || namespaces[ns] {
+			continue
+		}
+		namespaces[ns] = true
+		for _, m := range mounts(filepath.Join("/proc", pid, "mountinfo")) {
+			if uses(m) {
+				add(fmt.Sprintf("mounted on %s in the mount namespace of %s", m.point, processName(pid)))
+			}
+		}
+	}
+	if b, err := os.ReadFile("/proc/swaps"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 0 && f[0] == device {
+				add("used as swap")
+			}
+		}
+	}
+	if holders, err := os.ReadDir(sysPath(number, "holders")); err == nil {
+		for _, h := range holders {
+			add("held by /dev/" + h.Name())
+		}
+	}
+	return list
+}
+
+// openers are the processes that have the device open; ownFD of this process is
+// left out. It reads the links in /proc only: a stat would touch what they name.
+func openers(number, ownFD int) []string {
+	device, self := devicePath(number), strconv.Itoa(os.Getpid())
+	var list []string
+	for _, pid := range processes() {
+		dir := filepath.Join("/proc", pid, "fd")
+		fds, err := readNames(dir)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			if pid == self && fd == strconv.Itoa(ownFD) {
+				continue
+			}
+			if to, err := os.Readlink(filepath.Join(dir, fd)); err == nil && to == device {
+				list = append(list, "open in "+processName(pid))
+				break
+			}
+		}
+	}
+	return list
+}
+
+func processes() []string {
+	names, _ := readNames("/proc")
+	var pids []string
+	for _, n := range names {
+		if n[0] >= '1' && n[0] <= '9' {
+			pids = append(pids, n)
+		}
+	}
+	return pids
+}
+
+// readNames lists a directory without a stat of what is in it.
+func readNames(dir string) ([]string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Readdirnames(-1)
+}
+
+func processName(pid string) string {
+	comm, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
+	if err != nil {
+		return "process " + pid
+	}
+	return fmt.Sprintf("process %s (%s)", pid, strings.TrimSpace(string(comm)))
+}
