@@ -1,14 +1,48 @@
 // Package stack builds the whole stack below a mount or a command, in one
 // function: URL -> store -> pool -> volumes.
+//
+// # The nouns
+//
+//   - A store URL says which kind of store and where: its scheme picks the store
+//     (schemes.go lists them). Its canonical form ([Canonical]) identifies the
+//     pool in the state directory and in the registry of mounts, so that two
+//     spellings of one store meet.
+//   - A masked URL is a canonical URL without its secrets: the only form that
+//     is printed, stored or logged.
+//   - The runtime directory is on tmpfs and empty after a reboot; the state
+//     directory stays (dirs.go).
+//
+// # Errors
+//
+// What the user wrote wrongly wraps [ErrInput]; what failed on the way to the
+// store wraps the sentinels of kvstore, pool and volume. A store whose settings
+// endanger data gives a [*RefusedError] with all findings.
 package stack
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
+
+// ErrInput marks an error about what the user wrote (a URL, a size): trying
+// again without changing it is useless.
+var ErrInput = errors.New("bad input")
+
+// inputError is a message that stands alone and is an ErrInput.
+type inputError struct{ msg string }
+
+func (e *inputError) Error() string        { return e.msg }
+func (e *inputError) Is(target error) bool { return target == ErrInput }
+
+func inputf(format string, args ...any) error { return &inputError{fmt.Sprintf(format, args...)} }
 
 // Config of Open.
 type Config struct {
@@ -21,34 +55,187 @@ type Config struct {
 
 // Stack is an opened store with all that stands on it.
 type Stack struct {
-	URL      string // masked: no secrets
+	URL      string // canonical and masked: no secrets
 	Store    kvstore.Store
 	Pool     *pool.Pool
 	Volumes  *volume.Set
 	Findings []kvstore.Finding
+	// RTT is the round trip of one small control request to each server, in the
+	// order of Store.Servers: the best of a few. 0: not measured.
+	RTT []time.Duration
+
+	scratch string // state directory of a store that nobody can find again, removed at Close
 }
 
+// RefusedError says that a store's settings endanger data.
+type RefusedError struct {
+	URL      string // masked
+	Findings []kvstore.Finding
+}
+
+// Error names each finding that refuses, with its fix, one per line.
+func (e *RefusedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s may lose data as it is set up (--dangerous uses it all the same):", e.URL)
+	for _, f := range e.Findings {
+		if f.Severity != kvstore.Refuse {
+			continue
+		}
+		fmt.Fprintf(&b, "\n  %s: %s", f.Server, f.What)
+		if f.Fix != "" {
+			fmt.Fprintf(&b, "\n      fix: %s", f.Fix)
+		}
+	}
+	return b.String()
+}
+
+// openTime bounds what Open does before it gives up on a server: a user who
+// starts a mount wants to be told, the waiting for ever is for data.
+const openTime = 15 * time.Second
+
 // Open builds a stack. An error says what is wrong with which part of the URL or
-// which server, and what to do.
-func Open(ctx context.Context, cfg Config) (*Stack, error) { panic("unwritten") }
+// which server, and what to do. ctx bounds the opening only, never for longer
+// than some seconds.
+func Open(ctx context.Context, cfg Config) (*Stack, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTime)
+	defer cancel()
+	src, err := openStore(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &Stack{URL: src.url, Store: src.store}
+	if err := s.build(ctx, cfg, src); err != nil {
+		_ = s.Close(context.Background())
+		return nil, explain(s.URL, err)
+	}
+	return s, nil
+}
 
-// Close closes all in order.
-func (s *Stack) Close(ctx context.Context) error { panic("unwritten") }
+// build puts the pool and the volumes on the store.
+func (s *Stack) build(ctx context.Context, cfg Config, src source) error {
+	if err := s.inspect(ctx, cfg.Dangerous); err != nil {
+		return err
+	}
+	run, err := RuntimeDir()
+	if err != nil {
+		return err
+	}
+	var state string
+	if src.private {
+		// A store inside this process begins empty each time: what an earlier one
+		// was must not be remembered.
+		if s.scratch, err = os.MkdirTemp(run, "mem-"); err != nil {
+			return err
+		}
+		state = s.scratch
+	} else if state, err = StateDir(); err != nil {
+		return err
+	}
+	s.Pool, err = pool.Open(ctx, s.Store, pool.Options{URL: s.URL, Name: src.pool, StateDir: state, RuntimeDir: run})
+	if err != nil {
+		return err
+	}
+	log := cfg.Log
+	if log == nil {
+		log = func(string, ...any) {}
+	}
+	s.Volumes = volume.New(s.Pool, s.Store, volume.Options{
+		RuntimeDir: run,
+		Lease:      pool.LeaseOptions{Notify: func(msg string) { log("%s", msg) }},
+		Log:        log,
+	})
+	return nil
+}
 
-// DefaultURL returns the store to use when --store is not given and where that
-// came from ("KVBFS_STORE" or "default"): KVBFS_STORE, else the embedded store
-// file:///var/lib/kvbfs/store as root, $XDG_DATA_HOME-like state directory else.
-func DefaultURL() (url, source string) { panic("unwritten") }
+// inspect measures the round trip, which also proves that each server answers,
+// and asks the store for dangerous settings.
+func (s *Stack) inspect(ctx context.Context, dangerous bool) error {
+	for i := range s.Store.Servers() {
+		rtt, err := roundTrip(ctx, s.Store.Control(), i)
+		if err != nil {
+			return err
+		}
+		s.RTT = append(s.RTT, rtt)
+	}
+	var err error
+	if s.Findings, err = s.Store.Inspect(ctx); err != nil {
+		return fmt.Errorf("looking at the store's settings: %w", err)
+	}
+	if dangerous {
+		return nil
+	}
+	for _, f := range s.Findings {
+		if f.Severity == kvstore.Refuse {
+			return &RefusedError{URL: s.URL, Findings: s.Findings}
+		}
+	}
+	return nil
+}
 
-// RuntimeDir is /run/kvbfs as root, else $XDG_RUNTIME_DIR/kvbfs, else a 0700
-// directory below the temporary one; KVBFS_RUNTIME_DIR overrides. Made if absent
-// with mode 0700, refused if somebody else owns it.
-func RuntimeDir() (string, error) { panic("unwritten") }
+// pingRecord is a control record that never exists.
+const pingRecord = "kvbfs:ping"
 
-// StateDir is /var/lib/kvbfs/state as root, else $XDG_STATE_HOME/kvbfs
-// (~/.local/state/kvbfs); KVBFS_STATE_DIR overrides. Made as RuntimeDir is.
-func StateDir() (string, error) { panic("unwritten") }
+// roundTrip returns the best of a few reads of a record that does not exist.
+func roundTrip(ctx context.Context, c kvstore.Control, server int) (time.Duration, error) {
+	best := time.Duration(0)
+	for range 4 { // the first one pays for the connection
+		begin := time.Now()
+		if _, err := c.Get(ctx, server, pingRecord); err != nil && !errors.Is(err, kvstore.ErrAbsent) {
+			return 0, err
+		}
+		if d := time.Since(begin); best == 0 || d < best {
+			best = d
+		}
+	}
+	return best, nil
+}
 
-// ParseSize reads 10G, 512M, 1.5T, 4096 (bytes); FormatSize writes the like.
-func ParseSize(s string) (int64, error) { panic("unwritten") }
-func FormatSize(n int64) string         { panic("unwritten") }
+// explain adds to an error which store it is about and what to do.
+func explain(url string, err error) error {
+	hint := ""
+	var refused *RefusedError
+	switch {
+	case errors.As(err, &refused), errors.Is(err, ErrInput):
+		return err
+	case errors.Is(err, pool.ErrForgotten), errors.Is(err, kvstore.ErrServerLost):
+		hint = "\n  its data is gone; if you accept that, `kvbfs pool forget " + url + "` lets it be used anew"
+	case errors.Is(err, pool.ErrOtherServers):
+		hint = "\n  name all servers of the pool in the URL, in their order"
+	case errors.Is(err, kvstore.ErrUnreachable):
+		hint = "\n  is the server running? `kvbfs doctor " + url + "` tells how to start it"
+	case errors.Is(err, os.ErrPermission):
+		hint = "\n  it is not yours: run as its owner, or choose another store with --store"
+	}
+	return fmt.Errorf("store %s: %w%s", url, err, hint)
+}
+
+// Close closes all in order: volumes, pool, store. It goes on after an error and
+// returns the first one. A second Close does nothing.
+func (s *Stack) Close(ctx context.Context) error {
+	var first error
+	keep := func(err error) {
+		if first == nil {
+			first = err
+		}
+	}
+	if s.Volumes != nil {
+		if err := s.Volumes.Close(ctx); err != nil {
+			// What is still open needs the layers below it: the caller may try again.
+			return err
+		}
+		s.Volumes = nil
+	}
+	if s.Pool != nil {
+		keep(s.Pool.Close())
+		s.Pool = nil
+	}
+	if s.Store != nil {
+		keep(s.Store.Close())
+		s.Store = nil
+	}
+	if s.scratch != "" {
+		keep(os.RemoveAll(s.scratch))
+		s.scratch = ""
+	}
+	return first
+}

@@ -1,0 +1,235 @@
+package stack
+
+import (
+	"context"
+	"net"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// source is an opened store and what its URL says beside the store itself.
+type source struct {
+	store   kvstore.Store
+	url     string // canonical and masked
+	pool    string // the pool's name on its servers, empty: the default one
+	private bool   // it lives inside this process and is gone with it
+}
+
+// scheme is one kind of store that a URL can name.
+type scheme struct {
+	name    string
+	example string
+	// canonical returns the one spelling of a URL and the pool that it names. Its
+	// error is an ErrInput.
+	canonical func(raw string) (text, pool string, err error)
+	open      func(ctx context.Context, canonical string, cfg Config) (kvstore.Store, error)
+	private   bool
+}
+
+// schemes are the stores of this build.
+func schemes() []scheme {
+	return []scheme{
+		{name: "memcached", example: "memcached://host:11211,host2:11211/pool", canonical: canonicalMemcached, open: openMemcached},
+		{name: "memcached+unix", example: "memcached+unix:///run/memcached.sock", canonical: canonicalMemcachedUnix, open: openMemcached},
+		{name: "file", example: "file:///var/lib/kvbfs/store", canonical: canonicalFile, open: openFile},
+		{name: "mem", example: "mem:", canonical: canonicalMem, open: openMem, private: true},
+	}
+}
+
+// Schemes lists an example URL of each kind of store, for help and messages.
+func Schemes() []string {
+	var out []string
+	for _, s := range schemes() {
+		out = append(out, s.example)
+	}
+	return out
+}
+
+// parsed is a store URL taken apart.
+type parsed struct {
+	scheme    scheme
+	canonical string // with its secrets
+	pool      string
+}
+
+func parse(raw string) (parsed, error) {
+	known := "\n  stores are: " + strings.Join(Schemes(), "  ")
+	if raw == "" {
+		return parsed{}, inputf("no store is named: --store or KVBFS_STORE must be a URL%s", known)
+	}
+	name, _, ok := strings.Cut(raw, ":")
+	if !ok {
+		return parsed{}, inputf("%q is not a store URL%s", Mask(raw), known)
+	}
+	all := schemes()
+	i := slices.IndexFunc(all, func(s scheme) bool { return s.name == strings.ToLower(name) })
+	if i < 0 {
+		return parsed{}, inputf("unknown kind of store %q%s", name, known)
+	}
+	text, pool, err := all[i].canonical(raw)
+	if err != nil {
+		return parsed{}, err
+	}
+	return parsed{scheme: all[i], canonical: text, pool: pool}, nil
+}
+
+// Canonical checks a store URL (empty: the default one) and returns its one
+// spelling, masked. The error is an ErrInput.
+func Canonical(raw string) (string, error) {
+	if raw == "" {
+		raw, _ = DefaultURL()
+	}
+	p, err := parse(raw)
+	if err != nil {
+		return "", err
+	}
+	return Mask(p.canonical), nil
+}
+
+// Private says whether a store URL names a store that lives inside the process
+// that opens it, so that another process finds an empty one.
+func Private(raw string) bool {
+	p, err := parse(raw)
+	return err == nil && p.scheme.private
+}
+
+// openStore opens the store of cfg.URL, not yet joined to a pool.
+func openStore(ctx context.Context, cfg Config) (source, error) {
+	raw := cfg.URL
+	if raw == "" {
+		raw, _ = DefaultURL()
+	}
+	p, err := parse(raw)
+	if err != nil {
+		return source{}, err
+	}
+	masked := Mask(p.canonical)
+	st, err := p.scheme.open(ctx, p.canonical, cfg)
+	if err != nil {
+		return source{}, explain(masked, err)
+	}
+	return source{store: st, url: masked, pool: p.pool, private: p.scheme.private}, nil
+}
+
+// Mask takes the secrets out of a URL, well-formed or not: a password before the
+// @, and the values of parameters that are named like a secret.
+func Mask(raw string) string {
+	head, query, hasQuery := strings.Cut(raw, "?")
+	if start := strings.Index(head, "//"); start >= 0 {
+		rest := head[start+2:]
+		// The last @ before the path ends the user part; a password may hold others.
+		authority, path, slash := strings.Cut(rest, "/")
+		if at := strings.LastIndexByte(rest, '@'); at > len(authority) && strings.Contains(authority, ":") {
+			authority, path, slash = rest[:at+1], rest[at+1:], false // a slash in the password
+		}
+		if at := strings.LastIndexByte(authority, '@'); at >= 0 {
+			user, _, secret := strings.Cut(authority[:at], ":")
+			if secret {
+				user += ":***"
+			}
+			authority = user + authority[at:]
+		}
+		if slash {
+			authority += "/"
+		}
+		head = head[:start+2] + authority + path
+	}
+	if !hasQuery {
+		return head
+	}
+	pairs := strings.Split(query, "&")
+	for i, p := range pairs {
+		k, _, _ := strings.Cut(p, "=")
+		for _, word := range []string{"pass", "secret", "token", "key", "auth"} {
+			if strings.Contains(strings.ToLower(k), word) {
+				pairs[i] = k + "=***"
+				break
+			}
+		}
+	}
+	return head + "?" + strings.Join(pairs, "&")
+}
+
+// hostPort returns host with the port that memcached listens on by default.
+func hostPort(host string) (string, error) {
+	h, port, err := net.SplitHostPort(host)
+	if err != nil {
+		h, port = strings.Trim(host, "[]"), "11211"
+	}
+	if h == "" || port == "" || strings.ContainsAny(h, " []") {
+		return "", inputf("bad server address %q: write host or host:port", host)
+	}
+	return net.JoinHostPort(strings.ToLower(h), port), nil
+}
+
+func canonicalMemcached(raw string) (text, pool string, err error) {
+	_, rest, ok := strings.Cut(raw, "://")
+	if !ok {
+		return "", "", inputf("%q is not a store URL, which look like memcached://host:11211/pool", Mask(raw))
+	}
+	rest, query, hasQuery := strings.Cut(rest, "?")
+	hosts, pool, _ := strings.Cut(rest, "/")
+	user := ""
+	if at := strings.LastIndexByte(hosts, '@'); at >= 0 {
+		user, hosts = hosts[:at+1], hosts[at+1:]
+	}
+	if hosts == "" {
+		return "", "", inputf("%q names no server: write memcached://host:11211/pool", Mask(raw))
+	}
+	list := strings.Split(hosts, ",")
+	for i, h := range list {
+		if list[i], err = hostPort(h); err != nil {
+			return "", "", err
+		}
+	}
+	if pool = strings.TrimSuffix(pool, "/"); strings.ContainsAny(pool, "/ ") {
+		return "", "", inputf("bad pool name %q", pool)
+	}
+	text = "memcached://" + user + strings.Join(list, ",")
+	if pool != "" && pool != "default" {
+		text += "/" + pool
+	}
+	if hasQuery && query != "" {
+		text += "?" + query
+	}
+	return text, pool, nil
+}
+
+func canonicalMemcachedUnix(raw string) (text, pool string, err error) {
+	u, err := url.Parse(raw)
+	if err != nil || u.Host != "" || !filepath.IsAbs(u.Path) {
+		return "", "", inputf("%q names no socket: write memcached+unix:///run/memcached.sock", Mask(raw))
+	}
+	text = "memcached+unix://" + filepath.Clean(u.Path)
+	if u.RawQuery != "" {
+		text += "?" + u.RawQuery
+	}
+	return text, u.Query().Get("pool"), nil
+}
+
+func canonicalFile(raw string) (text, pool string, err error) {
+	_, path, _ := strings.Cut(raw, ":")
+	path = strings.TrimPrefix(path, "//localhost")
+	if rest, ok := strings.CutPrefix(path, "//"); ok && strings.HasPrefix(rest, "/") {
+		path = rest
+	}
+	if strings.HasPrefix(path, "//") || !filepath.IsAbs(path) {
+		return "", "", inputf("%q names no directory: write file:///var/lib/kvbfs/store, three slashes and an absolute path", Mask(raw))
+	}
+	if strings.Contains(path, "?") {
+		return "", "", inputf("a file store takes no parameters: %q", Mask(raw))
+	}
+	return "file://" + filepath.Clean(path), "", nil
+}
+
+func canonicalMem(raw string) (text, pool string, err error) {
+	_, rest, _ := strings.Cut(raw, ":")
+	if strings.Trim(rest, "/") != "" {
+		return "", "", inputf("a store in memory takes no address: write mem: instead of %q", Mask(raw))
+	}
+	return "mem:", "", nil
+}
