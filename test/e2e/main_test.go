@@ -1,0 +1,9 @@
+package e2e
+
+import (
+	"testing"
+
+	"github.com/kvbfs/kvbfs/test/rig"
+)
+
+func TestMain(m *testing.M) { rig.Main(m) }

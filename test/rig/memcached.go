@@ -1,0 +1,172 @@
+package rig
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
+)
+
+// Memcached is a private server. Its address stays the same over restarts.
+type Memcached struct {
+	r    *Rig
+	Addr string // host:port, or the path of a unix socket
+	args []string
+	cmd  *exec.Cmd
+}
+
+// Memcached starts a server of mb megabytes on a unix socket, with the settings
+// that kvbfs recommends, and more arguments.
+func (r *Rig) Memcached(mb int, more ...string) *Memcached {
+	r.T.Helper()
+	Require(r.T, "memcached")
+	m := &Memcached{r: r, Addr: r.unique("memcached", ".sock")}
+	m.args = append(memcachedArgs(mb), "-s", m.Addr, "-a", "0600")
+	m.args = append(m.args, more...)
+	m.Start()
+	return m
+}
+
+// MemcachedTCP starts a server on a free port of 127.0.0.1.
+func (r *Rig) MemcachedTCP(mb int, more ...string) *Memcached {
+	r.T.Helper()
+	Require(r.T, "memcached")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	m := &Memcached{r: r, Addr: addr}
+	_, port, _ := net.SplitHostPort(addr)
+	m.args = append(memcachedArgs(mb), "-l", "127.0.0.1", "-p", port)
+	m.args = append(m.args, more...)
+	m.Start()
+	return m
+}
+
+func memcachedArgs(mb int) []string {
+	args := append([]string{"-m", strconv.Itoa(mb)}, memcachedtest.StartLine...)
+	if os.Geteuid() == 0 {
+		args = append(args, "-u", "root")
+	}
+	return args
+}
+
+func (r *Rig) unique(stem, ext string) string {
+	for i := 0; ; i++ {
+		p := r.Path(fmt.Sprintf("%s%d%s", stem, i, ext))
+		if _, err := os.Lstat(p); err != nil {
+			return p
+		}
+	}
+}
+
+// URL is the store's URL.
+func (m *Memcached) URL() string {
+	if strings.HasPrefix(m.Addr, "/") {
+		return "memcached+unix://" + m.Addr
+	}
+	return "memcached://" + m.Addr
+}
+
+// PID of the server.
+func (m *Memcached) PID() int { return m.cmd.Process.Pid }
+
+// Start starts a stopped server, empty, and waits until it answers.
+func (m *Memcached) Start() {
+	m.r.T.Helper()
+	if strings.HasPrefix(m.Addr, "/") {
+		os.Remove(m.Addr)
+	}
+	m.cmd = m.r.Start(Cmd{Args: append([]string{"memcached"}, m.args...)})
+	Eventually(m.r.T, 10*time.Second, "memcached answers", func() bool {
+		_, err := m.ask("version")
+		return err == nil
+	})
+}
+
+// Kill ends the server: its data is lost.
+func (m *Memcached) Kill() {
+	m.cmd.Process.Kill()
+	m.cmd.Wait()
+}
+
+// Stop and Continue freeze the server and let it go on.
+func (m *Memcached) Stop() { syscall.Kill(m.PID(), syscall.SIGSTOP) }
+
+// Continue undoes Stop.
+func (m *Memcached) Continue() { syscall.Kill(m.PID(), syscall.SIGCONT) }
+
+// Ask sends one command and returns the lines of the reply, without END.
+func (m *Memcached) Ask(command string) []string {
+	m.r.T.Helper()
+	lines, err := m.ask(command)
+	if err != nil {
+		m.r.T.Fatalf("memcached %s: %v", command, err)
+	}
+	return lines
+}
+
+func (m *Memcached) ask(command string) ([]string, error) {
+	network := "tcp"
+	if strings.HasPrefix(m.Addr, "/") {
+		network = "unix"
+	}
+	c, err := net.DialTimeout(network, m.Addr, time.Second)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := fmt.Fprintf(c, "%s\r\n", command); err != nil {
+		return nil, err
+	}
+	many := strings.HasPrefix(command, "stats") || strings.HasPrefix(command, "get")
+	var lines []string
+	rd := bufio.NewReader(c)
+	for {
+		line, err := rd.ReadString('\n')
+		if err != nil {
+			return nil, err
+		}
+		line = strings.TrimRight(line, "\r\n")
+		if line == "END" {
+			return lines, nil
+		}
+		lines = append(lines, line)
+		if !many {
+			return lines, nil
+		}
+	}
+}
+
+// Stat returns one number of `stats`.
+func (m *Memcached) Stat(name string) int64 {
+	m.r.T.Helper()
+	for _, line := range m.Ask("stats") {
+		if f := strings.Fields(line); len(f) == 3 && f[1] == name {
+			n, err := strconv.ParseInt(f[2], 10, 64)
+			if err != nil {
+				m.r.T.Fatalf("memcached stats %s: %v", name, err)
+			}
+			return n
+		}
+	}
+	m.r.T.Fatalf("memcached has no stat %s", name)
+	return 0
+}
+
+// Delete deletes one key and says whether it was there.
+func (m *Memcached) Delete(key string) bool {
+	m.r.T.Helper()
+	reply := m.Ask("delete " + key)
+	return len(reply) == 1 && reply[0] == "DELETED"
+}

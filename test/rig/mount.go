@@ -1,0 +1,182 @@
+package rig
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Mount is a kvbfs daemon and its mount point.
+type Mount struct {
+	Dir string
+	r   *Rig
+	pid int
+}
+
+// Mount runs `kvbfs mount` and finds the daemon's process.
+func (r *Rig) Mount(store string, args ...string) *Mount {
+	r.T.Helper()
+	m := &Mount{r: r, Dir: r.unique("mnt", "")}
+	if err := os.Mkdir(m.Dir, 0o755); err != nil {
+		r.T.Fatal(err)
+	}
+	m.Mount(store, args...)
+	return m
+}
+
+// Mount mounts again, at the same place.
+func (m *Mount) Mount(store string, args ...string) {
+	m.r.T.Helper()
+	m.r.Kvbfs(append([]string{"mount", m.Dir, "--store", store}, args...)...)
+	m.pid = m.r.Daemon(m.Dir)
+	if m.pid == 0 {
+		m.r.T.Fatalf("mounted %s, but the registry names no daemon", m.Dir)
+	}
+}
+
+// Daemon returns the process id of the daemon that serves dir, from the registry
+// in the runtime directory; 0 if there is none.
+func (r *Rig) Daemon(dir string) int {
+	files, _ := filepath.Glob(filepath.Join(r.RuntimeDir(), "mounts", "*.json"))
+	for _, f := range files {
+		var m struct {
+			Dir string `json:"dir"`
+			PID int    `json:"pid"`
+		}
+		if b, err := os.ReadFile(f); err == nil && json.Unmarshal(b, &m) == nil && m.Dir == dir {
+			return m.PID
+		}
+	}
+	return 0
+}
+
+// PID of the daemon.
+func (m *Mount) PID() int { return m.pid }
+
+// Image is the path of a volume's file.
+func (m *Mount) Image(volume string) string { return filepath.Join(m.Dir, volume) }
+
+// Umount unmounts as a user does, and waits until the daemon is gone.
+func (m *Mount) Umount() {
+	m.r.T.Helper()
+	m.r.Kvbfs("umount", m.Dir)
+	Eventually(m.r.T, 10*time.Second, "the daemon ends after umount", func() bool { return !Alive(m.pid) })
+}
+
+// Kill kills the daemon with SIGKILL, as a crash would, and clears the dead
+// mount away as an operator would.
+func (m *Mount) Kill() {
+	m.r.T.Helper()
+	m.KillOnly()
+	syscall.Unmount(m.Dir, syscall.MNT_DETACH)
+}
+
+// KillOnly leaves the dead mount.
+func (m *Mount) KillOnly() {
+	m.r.T.Helper()
+	if err := syscall.Kill(m.pid, syscall.SIGKILL); err != nil {
+		m.r.T.Fatalf("kill daemon %d: %v", m.pid, err)
+	}
+	Eventually(m.r.T, 10*time.Second, "the daemon is gone", func() bool { return !Alive(m.pid) })
+}
+
+// Alive says whether a process exists and is no zombie.
+func Alive(pid int) bool { return pid > 0 && syscall.Kill(pid, 0) == nil && !zombie(pid) }
+
+// Create creates a volume.
+func (r *Rig) Create(store, name, size string) {
+	r.T.Helper()
+	r.Kvbfs("volume", "create", name, "--size", size, "--store", store)
+}
+
+// Attach attaches a volume of the mount and returns the device.
+func (m *Mount) Attach(volume string) string {
+	m.r.T.Helper()
+	out := m.r.Kvbfs("attach", volume, "--dir", m.Dir, "--json")
+	var d struct {
+		Device string `json:"device"`
+	}
+	if err := json.Unmarshal([]byte(out), &d); err != nil || !strings.HasPrefix(d.Device, "/dev/") {
+		m.r.T.Fatalf("attach --json printed %q (%v)", out, err)
+	}
+	return d.Device
+}
+
+// Detach detaches a device.
+func (r *Rig) Detach(dev string) {
+	r.T.Helper()
+	r.Kvbfs("detach", dev)
+}
+
+// Mkfs makes a file system, quietly.
+func (r *Rig) Mkfs(fs, dev string) {
+	r.T.Helper()
+	args := map[string][]string{
+		"ext4":  {"mkfs.ext4", "-q", "-F"},
+		"xfs":   {"mkfs.xfs", "-q", "-f"},
+		"btrfs": {"mkfs.btrfs", "-q", "-f"},
+	}[fs]
+	if args == nil {
+		r.T.Fatalf("mkfs: %q?", fs)
+	}
+	r.Run(append(args, dev)...)
+}
+
+// MountFS mounts a file system and returns its directory.
+func (r *Rig) MountFS(dev, fs string, opts ...string) string {
+	r.T.Helper()
+	dir := r.unique("fs", "")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		r.T.Fatal(err)
+	}
+	args := []string{"mount", "-t", fs}
+	if len(opts) > 0 {
+		args = append(args, "-o", strings.Join(opts, ","))
+	}
+	r.Run(append(args, dev, dir)...)
+	return dir
+}
+
+// UmountFS unmounts a file system.
+func (r *Rig) UmountFS(dir string) {
+	r.T.Helper()
+	r.Run("umount", dir)
+}
+
+// Fsck checks an unmounted file system and fails the test unless it is clean.
+func (r *Rig) Fsck(fs, dev string) {
+	r.T.Helper()
+	switch fs {
+	case "ext4":
+		r.Run("e2fsck", "-f", "-n", dev)
+	case "xfs":
+		r.Run("xfs_repair", "-n", dev)
+	case "btrfs":
+		r.Run("btrfs", "check", "--readonly", dev)
+	default:
+		r.T.Fatalf("fsck: %q?", fs)
+	}
+}
+
+// Place is what `volume where --json` tells of one block.
+type Place struct {
+	Server  string `json:"server"`
+	Key     string `json:"key"`
+	Present bool   `json:"present"`
+	Stored  bool   `json:"stored"`
+}
+
+// Where asks where the block of a byte offset is.
+func (r *Rig) Where(store, volume string, off int64) Place {
+	r.T.Helper()
+	out := r.Kvbfs("volume", "where", volume, fmt.Sprint(off), "--json", "--store", store)
+	var p Place
+	if err := json.Unmarshal([]byte(out), &p); err != nil || p.Key == "" {
+		r.T.Fatalf("volume where --json printed %q (%v)", out, err)
+	}
+	return p
+}
