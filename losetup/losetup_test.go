@@ -371,20 +371,6 @@ func TestNames(t *testing.T) {
 	}
 }
 
-func TestMountinfo(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "mountinfo")
-	text := "36 35 7:3 / /mnt/with\\040blank rw,nosuid shared:1 - ext4 /dev/loop3 rw\n" +
-		"37 35 0:50 / /mnt/b rw - btrfs /dev/loop4 rw\nshort line\n"
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	got := fmt.Sprint(mounts(file))
-	want := fmt.Sprint([]mount{{"7:3", "/mnt/with blank", "ext4", "/dev/loop3"}, {"0:50", "/mnt/b", "btrfs", "/dev/loop4"}})
-	if got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-}
-
 func BenchmarkFind(b *testing.B) {
 	needLoop(b)
 	file := newImage(b)

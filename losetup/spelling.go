@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 // maxLinks is the kernel's own limit of symlinks in a path.
@@ -18,9 +20,9 @@ func spelling(path string) (string, error) {
 		return "", err
 	}
 	fuse := map[string]bool{}
-	for _, m := range mounts("/proc/self/mountinfo") {
-		if strings.HasPrefix(m.fsType, "fuse") {
-			fuse[m.point] = true
+	for _, m := range mountinfo.Read(mountinfo.Self) {
+		if m.FUSE() {
+			fuse[m.Point] = true
 		}
 	}
 	done, rest := "/", split(path)
@@ -51,37 +53,4 @@ func spelling(path string) (string, error) {
 
 func split(path string) []string {
 	return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
-}
-
-// mount is one line of a mountinfo file.
-type mount struct {
-	device string // major:minor
-	point  string
-	fsType string
-	source string
-}
-
-// mounts reads a mountinfo file; what cannot be read is empty. It touches none
-// of the mounts.
-func mounts(file string) []mount {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil
-	}
-	var list []mount
-	for line := range strings.Lines(string(b)) {
-		// 36 35 98:0 /root /point opts [tags] - type source superopts
-		before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		left, right := strings.Fields(before), strings.Fields(after)
-		if !ok || len(left) < 5 || len(right) < 2 {
-			continue
-		}
-		list = append(list, mount{device: left[2], point: unescape(left[4]), fsType: right[0], source: unescape(right[1])})
-	}
-	return list
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#").Replace(s)
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	goloop "github.com/freddierice/go-losetup"
+
+	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 // Users names the mounts, swaps, stacked devices and processes that use a
@@ -33,11 +35,11 @@ func claims(number int) []string {
 		}
 	}
 	device, majorMinor := devicePath(number), fmt.Sprintf("%d:%d", goloop.Major, number)
-	uses := func(m mount) bool { return m.device == majorMinor || m.source == device }
+	uses := func(m mountinfo.Mount) bool { return m.Device == majorMinor || m.Source == device }
 	own, _ := os.Readlink("/proc/self/ns/mnt")
-	for _, m := range mounts("/proc/self/mountinfo") {
+	for _, m := range mountinfo.Read(mountinfo.Self) {
 		if uses(m) {
-			add("mounted on " + m.point)
+			add("mounted on " + m.Point)
 		}
 	}
 	namespaces := map[string]bool{own: true}
@@ -47,9 +49,9 @@ func claims(number int) []string {
 			continue
 		}
 		namespaces[ns] = true
-		for _, m := range mounts(filepath.Join("/proc", pid, "mountinfo")) {
+		for _, m := range mountinfo.Read(filepath.Join("/proc", pid, "mountinfo")) {
 			if uses(m) {
-				add(fmt.Sprintf("mounted on %s in the mount namespace of %s", m.point, processName(pid)))
+				add(fmt.Sprintf("mounted on %s in the mount namespace of %s", m.Point, processName(pid)))
 			}
 		}
 	}

@@ -1,0 +1,3 @@
+// Package chain brings a volume up to a mounted file system, link by link, and
+// down again.
+package chain

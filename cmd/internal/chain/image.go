@@ -1,0 +1,201 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/losetup"
+)
+
+// ErrUsage: the user has to say more, or something else; exit status 2.
+var ErrUsage = errors.New("bad usage")
+
+// usage makes an error that is ErrUsage and reads as the text alone.
+type usage string
+
+func usagef(format string, args ...any) error { return usage(fmt.Sprintf(format, args...)) }
+
+func (u usage) Error() string        { return string(u) }
+func (u usage) Is(target error) bool { return target == ErrUsage }
+
+// namePattern is what a volume may be called.
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+func checkName(name string) error {
+	if !namePattern.MatchString(name) {
+		return usagef("%q is not a volume name: 1 to 64 letters, digits, dots, dashes and underscores, beginning with a letter or digit", name)
+	}
+	return nil
+}
+
+// answerWait bounds how long a mount may take to say whether it has a file.
+const answerWait = 10 * time.Second
+
+// IsPath says whether an argument names a file and not a volume.
+func IsPath(arg string) bool { return strings.Contains(arg, "/") }
+
+// FindImage returns the file of a volume: in dir if that is given, else in the
+// mount of the store, else in the only mount that has such a volume. A name with
+// a slash is a file already.
+func FindImage(ctx context.Context, name, dir, store string) (string, error) {
+	if IsPath(name) {
+		if dir != "" || store != "" {
+			return "", usagef("%s is a file: --dir and --store are for volume names", name)
+		}
+		return name, nil
+	}
+	if err := checkName(name); err != nil {
+		return "", err
+	}
+	if dir != "" {
+		return filepath.Join(dir, name), nil
+	}
+	mounts, err := candidates(store)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, m := range mounts {
+		image := filepath.Join(m.Dir, name)
+		_, err := imageSize(ctx, image)
+		switch {
+		case err == nil:
+			found = append(found, image)
+		case ctx.Err() != nil:
+			return "", ctx.Err()
+		case !errors.Is(err, os.ErrNotExist) && len(mounts) == 1:
+			return "", err
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return "", usagef("several mounts have a volume %s (%s): say which with --dir", name, strings.Join(found, ", "))
+	case len(mounts) == 0 && store != "":
+		return "", fmt.Errorf("no mount serves %s: run `kvbfs mount DIR --store %s` first", stack.Mask(store), stack.Mask(store))
+	case len(mounts) == 0:
+		return "", errors.New("nothing is mounted: run `kvbfs mount DIR` first")
+	}
+	var dirs []string
+	for _, m := range mounts {
+		dirs = append(dirs, m.Dir)
+	}
+	return "", fmt.Errorf("no volume %s in %s: `kvbfs volume create %s --size 10G` makes one", name, strings.Join(dirs, ", "), name)
+}
+
+// candidates are the daemons of a store, or all of them.
+func candidates(store string) ([]daemon.Mount, error) {
+	if store == "" {
+		return daemon.Mounts()
+	}
+	url, err := stack.Canonical(store)
+	if err != nil {
+		return nil, err
+	}
+	return daemon.FindStore(url), nil
+}
+
+// imageSize asks the mount for the size of an image, in bytes, for as long as a
+// mount that works may take.
+func imageSize(ctx context.Context, image string) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	type answer struct {
+		size int64
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		fi, err := os.Lstat(image)
+		if err == nil && !fi.Mode().IsRegular() {
+			err = fmt.Errorf("%s is not a regular file", image)
+		}
+		if err != nil {
+			got <- answer{err: err}
+			return
+		}
+		got <- answer{size: fi.Size()}
+	}()
+	select {
+	case a := <-got:
+		return a.size, a.err
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return 0, fmt.Errorf("%s does not answer: see `kvbfs status`", filepath.Dir(image))
+		}
+		return 0, ctx.Err()
+	}
+}
+
+// FindDevice returns the device of a volume, a file, or the device that is named.
+// It touches no mount, so it works for dead ones too.
+func FindDevice(arg, dir, store string) (string, error) {
+	if strings.HasPrefix(arg, "/dev/") {
+		return arg, nil
+	}
+	if IsPath(arg) {
+		devices, err := losetup.Find(arg)
+		if err != nil {
+			return "", err
+		}
+		return only(arg, devices)
+	}
+	if err := checkName(arg); err != nil {
+		return "", err
+	}
+	if dir != "" {
+		devices, err := losetup.Find(filepath.Join(dir, arg))
+		if err != nil {
+			return "", err
+		}
+		return only(arg, devices)
+	}
+	devices, err := losetup.List()
+	if err != nil {
+		return "", err
+	}
+	mounts, err := candidates(store)
+	if err != nil {
+		return "", err
+	}
+	return only(arg, devicesOf(arg, devices, mounts))
+}
+
+// devicesOf are the devices of the volume in one of the mounts. A file whose
+// mount was lazily unmounted is spelled /NAME.
+func devicesOf(name string, devices []losetup.Device, mounts []daemon.Mount) []losetup.Device {
+	dirs := map[string]bool{"/": true}
+	for _, m := range mounts {
+		dirs[m.Dir] = true
+	}
+	var list []losetup.Device
+	for _, d := range devices {
+		if filepath.Base(d.Backing) == name && dirs[filepath.Dir(d.Backing)] {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+func only(arg string, devices []losetup.Device) (string, error) {
+	switch len(devices) {
+	case 0:
+		return "", fmt.Errorf("%s: %w", arg, losetup.ErrNotAttached)
+	case 1:
+		return devices[0].Path, nil
+	}
+	var paths []string
+	for _, d := range devices {
+		paths = append(paths, d.Path+" ("+d.Backing+")")
+	}
+	return "", usagef("%s is on several devices: name one of %s", arg, strings.Join(paths, ", "))
+}
