@@ -1,0 +1,114 @@
+package memcached
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// A full memcached under -M refuses even to overwrite: replace and cas take a new
+// chunk before they free the old one. So each server holds ballast: items of
+// the size of a block that mean nothing. A write that must not fail deletes one,
+// writes, and adds it again, in one pipeline. Ballast that could not be added
+// again, because another client was faster, is missing until a discard on this
+// server makes room.
+
+// ballastItems per server: as many overwrites at a time find room of their own.
+const ballastItems = 64
+
+// ballastZeros is the value of all ballast.
+var ballastZeros [kvstore.BlockSize]byte
+
+// appendBallastKey spells a ballast item's key: 16 bytes, with the colon that no
+// block has, and so in the slab class of the blocks.
+func appendBallastKey(b []byte, i int) []byte {
+	b = append(b, "kvbfs:ballast:"...)
+	return append(b, '0'+byte(i/10), '0'+byte(i%10))
+}
+
+// appendBallastAdd appends the add command up to its data. Flags as of a block
+// (not zero), or the item would be four bytes smaller.
+func appendBallastAdd(b []byte, i int) []byte {
+	b = append(b, "add "...)
+	b = appendBallastKey(b, i)
+	return append(b, " 2147483648 0 4096\r\n"...)
+}
+
+// ballast is what we know of one server's ballast items.
+type ballast struct {
+	next    atomic.Uint32 // rotates, so that concurrent writes take different ones
+	missing atomic.Uint64 // bit i: item i was lost to another client
+}
+
+// pickBallast returns an item that is not known to be missing.
+func (s *server) pickBallast() (int, bool) {
+	missing := s.ballast.missing.Load()
+	for range ballastItems {
+		i := s.ballast.next.Add(1) % ballastItems
+		if missing&(1<<i) == 0 {
+			return int(i), true
+		}
+	}
+	return 0, false
+}
+
+func (s *server) ballastLost(i int) { s.ballast.missing.Or(1 << i) }
+func (s *server) ballastBack(i int) { s.ballast.missing.And(^(uint64(1) << i)) }
+
+// missingBallast returns one item that is missing, and takes its mark away so
+// that only one request brings it back.
+func (s *server) missingBallast() (int, bool) {
+	m := s.ballast.missing.Load()
+	for i := range ballastItems {
+		bit := uint64(1) << i
+		if m&bit != 0 && s.ballast.missing.And(^bit)&bit != 0 {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// EnsureBallast adds the ballast items that are missing on each server. It must
+// be called before the store fills: CreateLayer does, and a daemon may at each
+// start. A server that has no room for all of them is not an error.
+func (s *Store) EnsureBallast(ctx context.Context) error {
+	for i := range s.servers {
+		if err := s.ensureBallast(ctx, s.servers[i]); err != nil {
+			return &kvstore.OpError{Op: "ensure ballast", Server: s.servers[i].addr, Err: err}
+		}
+	}
+	return nil
+}
+
+func (s *Store) ensureBallast(ctx context.Context, srv *server) error {
+	var cmd []byte
+	for i := range ballastItems {
+		cmd = appendBallastAdd(cmd, i)
+		cmd = append(cmd, ballastZeros[:]...)
+		cmd = append(cmd, "\r\n"...)
+	}
+	return srv.talk(ctx, cmd, func(in *lineReader) error {
+		for i := range ballastItems {
+			line, err := in.line()
+			if err != nil {
+				return err
+			}
+			rep, err := parseReply(line)
+			switch {
+			case err != nil:
+				return err
+			case rep.kind == replyStored || rep.kind == replyNotStored:
+				srv.ballastBack(i)
+			case rep.kind == replyFull:
+				srv.ballastLost(i)
+			case rep.kind == replyTooLarge:
+				return errTooLarge
+			default:
+				return fmt.Errorf("add of ballast: %q", line)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,391 @@
+package memcached
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// channel is one worker's connections to all servers.
+type channel struct {
+	store *Store
+	place kvstore.Placement
+	// conns of server i are conns[i*Connections : (i+1)*Connections]. All are
+	// made with the channel, and dialled when first used.
+	conns []*conn
+	per   int
+	turn  []int // per server: which connection takes the next run of requests
+
+	requests []request
+	pending  int    // requests without a result
+	changed  []bool // per server: a write or discard of this batch was acknowledged
+	flushErr error
+	closed   bool
+
+	active []*conn
+	fds    []unix.PollFd
+}
+
+var _ kvstore.Channel = (*channel)(nil)
+
+func newChannel(s *Store, p kvstore.Placement) *channel {
+	ch := &channel{
+		store: s, place: p, per: s.cfg.Connections,
+		turn:     make([]int, len(s.servers)),
+		changed:  make([]bool, len(s.servers)),
+		requests: make([]request, 0, 64),
+	}
+	for _, srv := range s.servers {
+		for range ch.per {
+			ch.conns = append(ch.conns, &conn{ch: ch, server: srv, fd: -1})
+		}
+	}
+	ch.active = make([]*conn, 0, len(ch.conns))
+	ch.fds = make([]unix.PollFd, 0, len(ch.conns))
+	return ch
+}
+
+// Do implements kvstore.Channel.
+func (ch *channel) Do(ctx context.Context, ops []*kvstore.Op) {
+	if ch.refuse(ctx, ops) {
+		return
+	}
+	ch.reset(len(ops))
+	// Writes first: a server that answers reads into a full socket would stop
+	// reading our writes. (Sends do not block here, so this is for speed: the
+	// server never has to wait for us.)
+	for _, op := range ops {
+		op.Err = nil
+		if op.Code == kvstore.Write {
+			ch.enter(op)
+		}
+	}
+	for _, op := range ops {
+		if op.Code != kvstore.Write {
+			ch.enter(op)
+		}
+	}
+	ch.run(ctx)
+	ch.settleServers()
+}
+
+// refuse answers what cannot begin at all.
+func (ch *channel) refuse(ctx context.Context, ops []*kvstore.Op) bool {
+	var err error
+	switch {
+	case ch.closed:
+		err = kvstore.ErrClosed
+	case len(ops) > kvstore.MaxBatch:
+		err = fmt.Errorf("%w: a batch of %d operations, at most %d", kvstore.ErrInvalid, len(ops), kvstore.MaxBatch)
+	case ctx.Err() != nil:
+		err = contextError(ctx)
+	default:
+		return false
+	}
+	for _, op := range ops {
+		op.Err = opError(op, "", err)
+	}
+	return true
+}
+
+// reset makes room for n requests; they must not move while run holds pointers.
+func (ch *channel) reset(n int) {
+	if cap(ch.requests) < n {
+		ch.requests = make([]request, 0, max(n, 2*cap(ch.requests)))
+	}
+	ch.requests = ch.requests[:0]
+	clear(ch.changed)
+}
+
+// enter checks an operation and queues it on a connection of its server.
+func (ch *channel) enter(op *kvstore.Op) {
+	op.Err = nil
+	if err := check(op); err != nil {
+		op.Err = opError(op, "", err)
+		return
+	}
+	number := ch.place.Server(op.Key)
+	if number < 0 || number >= len(ch.store.servers) {
+		op.Err = opError(op, "", fmt.Errorf("%w: placed on server %d of %d", kvstore.ErrInvalid, number, len(ch.store.servers)))
+		return
+	}
+	ch.requests = ch.requests[:len(ch.requests)+1]
+	r := &ch.requests[len(ch.requests)-1]
+	r.begin(op, ch.store.servers[number])
+	c := ch.conns[number*ch.per]
+	if ch.per > 1 {
+		c = ch.spread(number)
+	}
+	ch.queue(c, r)
+}
+
+// spread gives each connection of a server a run of requests at a time: short
+// runs would turn one system call into several.
+func (ch *channel) spread(number int) *conn {
+	const run = 16
+	t := ch.turn[number]
+	ch.turn[number] = (t + 1) % (run * ch.per)
+	return ch.conns[number*ch.per+t/run]
+}
+
+func (ch *channel) queue(c *conn, r *request) {
+	if c.in == nil {
+		c.in = make([]byte, bufferSize)
+		c.scratch = make([]byte, 0, scratchSize)
+		c.vectors = make([]unix.Iovec, 0, maxVectors)
+	}
+	c.queue.push(r)
+	ch.pending++
+}
+
+// check looks for what the contract forbids.
+func check(op *kvstore.Op) error {
+	switch {
+	case op.Code < kvstore.Read || op.Code > kvstore.Discard:
+		return fmt.Errorf("%w: code %d", kvstore.ErrInvalid, op.Code)
+	case op.Key.Number > kvstore.MaxNumber:
+		return fmt.Errorf("%w: number %d", kvstore.ErrInvalid, op.Key.Number)
+	case op.Code != kvstore.Discard && len(op.Data) != kvstore.BlockSize:
+		return fmt.Errorf("%w: %d bytes of data, want %d", kvstore.ErrInvalid, len(op.Data), kvstore.BlockSize)
+	case op.Code == kvstore.Write && op.Expect > kvstore.Same:
+		return fmt.Errorf("%w: expectation %d", kvstore.ErrInvalid, op.Expect)
+	case op.Code == kvstore.Discard && op.Count > 1:
+		return fmt.Errorf("%w: discard of %d blocks", kvstore.ErrUnsupported, op.Count)
+	}
+	return nil
+}
+
+// finish gives a request its result.
+func (ch *channel) finish(r *request, err error) {
+	ch.pending--
+	if r.op == nil {
+		if r.step == stepSentinel && err != nil && !errors.Is(ch.flushErr, kvstore.ErrServerLost) {
+			ch.flushErr = &kvstore.OpError{Op: "flush", Server: r.server.addr, Err: err}
+		}
+		return
+	}
+	if err != nil {
+		r.op.Err = opError(r.op, r.server.addr, err)
+		return
+	}
+	if r.op.Code != kvstore.Read {
+		ch.changed[r.server.number] = true
+		if r.op.Code == kvstore.Discard && r.server.ballast.missing.Load() != 0 {
+			ch.refill(r.server)
+		}
+	}
+}
+
+// refill uses the room of a discarded block to bring back a ballast item.
+func (ch *channel) refill(srv *server) {
+	if i, ok := srv.missingBallast(); ok {
+		r := &request{step: stepBallast, server: srv, tries: uint8(i)}
+		ch.queue(ch.conns[srv.number*ch.per], r)
+	}
+}
+
+// settleServers ends a batch: later flushes learn which servers it changed, and
+// nothing keeps pointing into the callers' buffers.
+func (ch *channel) settleServers() {
+	for i, changed := range ch.changed {
+		if changed {
+			ch.store.servers[i].writes.Add(1)
+		}
+	}
+	for _, c := range ch.conns {
+		if c.unsent < len(c.vectors) {
+			// A server that answered before it had read everything.
+			c.disconnect(false)
+		}
+	}
+}
+
+// Flush implements kvstore.Channel: servers that were written since their last
+// flush must still know their sentinel. All layers are covered.
+func (ch *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
+	if ch.closed {
+		return &kvstore.OpError{Op: "flush", Err: kvstore.ErrClosed}
+	}
+	if ctx.Err() != nil {
+		return &kvstore.OpError{Op: "flush", Err: contextError(ctx)}
+	}
+	ch.reset(len(ch.store.servers))
+	ch.flushErr = nil
+	var counts [64]uint64
+	seen := counts[:0]
+	for i, srv := range ch.store.servers {
+		// Loaded before the sentinel is read: what is acknowledged later is for
+		// a later flush. Another channel that flushes meanwhile reads it too.
+		writes := srv.writes.Load()
+		seen = append(seen, writes)
+		if srv.sentinelKey == "" || srv.flushed.Load() >= writes {
+			continue
+		}
+		ch.requests = append(ch.requests, request{step: stepSentinel, server: srv})
+		ch.queue(ch.conns[i*ch.per], &ch.requests[len(ch.requests)-1])
+	}
+	ch.run(ctx)
+	if ch.flushErr != nil {
+		return ch.flushErr
+	}
+	for i, srv := range ch.store.servers {
+		for {
+			old := srv.flushed.Load()
+			if old >= seen[i] || srv.flushed.CompareAndSwap(old, seen[i]) {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// Close implements kvstore.Channel.
+func (ch *channel) Close() error {
+	for _, c := range ch.conns {
+		c.disconnect(false)
+	}
+	ch.closed = true
+	return nil
+}
+
+// run drives all connections until every request has its result or ctx ends.
+func (ch *channel) run(ctx context.Context) {
+	ch.active = ch.active[:0]
+	for _, c := range ch.conns {
+		if c.pending() {
+			ch.active = append(ch.active, c)
+		}
+	}
+	patient := true // until a server stays silent for a slice
+	var now time.Time
+	for ch.pending > 0 {
+		for _, c := range ch.active {
+			if c.pending() && !c.quiet() {
+				if c.state == closed && now.IsZero() {
+					now = time.Now()
+				}
+				c.advance(now)
+			}
+		}
+		if ch.pending == 0 {
+			break
+		}
+		if c := ch.onlyWaiting(); c != nil && patient {
+			patient = c.receive(true)
+			if patient {
+				continue
+			}
+		} else {
+			ch.poll(ctx)
+		}
+		now = time.Now()
+		if ctx.Err() != nil {
+			ch.abandon(contextError(ctx))
+			return
+		}
+		for _, c := range ch.active {
+			c.tick(now)
+		}
+	}
+}
+
+// onlyWaiting returns a connection to wait on if nothing is left to be sent
+// anywhere: then waiting for one server after the other takes as long as waiting
+// for all, and saves a poll for each receive.
+func (ch *channel) onlyWaiting() (first *conn) {
+	for _, c := range ch.active {
+		if !c.pending() {
+			continue
+		}
+		if !c.quiet() {
+			return nil
+		}
+		if first == nil {
+			first = c
+		}
+	}
+	return first
+}
+
+// poll waits until a connection can go on, a dial is due, or a slice is over.
+func (ch *channel) poll(ctx context.Context) {
+	wait := slice
+	now := time.Now()
+	ch.fds = ch.fds[:0]
+	for _, c := range ch.active {
+		fd := unix.PollFd{Fd: -1}
+		switch {
+		case !c.pending():
+		case c.state == closed:
+			d := c.retryAt.Sub(now)
+			if c.haunt != nil {
+				d = max(d, 10*time.Millisecond)
+			}
+			wait = min(wait, max(d, 0))
+		default:
+			fd.Fd, fd.Events = int32(c.fd), unix.POLLIN
+			if c.wantsWrite() {
+				fd.Events |= unix.POLLOUT
+			}
+			if c.state == dialing {
+				fd.Events = unix.POLLOUT
+			}
+		}
+		ch.fds = append(ch.fds, fd)
+	}
+	if t, ok := ctx.Deadline(); ok {
+		wait = min(wait, max(t.Sub(now), 0))
+	}
+	// Rounded up, or the last millisecond before a dial would be a busy loop.
+	n, err := unix.Poll(ch.fds, int((wait+time.Millisecond-1)/time.Millisecond))
+	if err != nil || n <= 0 {
+		return
+	}
+	for i, c := range ch.active {
+		if ch.fds[i].Revents&(unix.POLLIN|unix.POLLERR|unix.POLLHUP) != 0 && (c.state == proving || c.state == ready) {
+			c.receive(false)
+		}
+	}
+}
+
+// abandon ends everything without an answer. Connections on which an answer is
+// owed are of no use any more.
+func (ch *channel) abandon(err error) {
+	for _, c := range ch.active {
+		if !c.pending() {
+			continue
+		}
+		if c.flight.len() > 0 || c.state != ready {
+			haunted := false
+			for _, r := range c.flight.rest() {
+				haunted = haunted || r.writes()
+			}
+			c.disconnect(haunted)
+		}
+		c.failAll(err)
+	}
+}
+
+// contextError is the contract's word for why a context ended.
+func contextError(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return kvstore.ErrTimeout
+	}
+	return kvstore.ErrAborted
+}
+
+func opError(op *kvstore.Op, server string, err error) error {
+	verb := "read"
+	switch op.Code {
+	case kvstore.Write:
+		verb = "write"
+	case kvstore.Discard:
+		verb = "discard"
+	}
+	return &kvstore.OpError{Op: verb, Server: server, Key: op.Key, Err: err}
+}

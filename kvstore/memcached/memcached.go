@@ -1,0 +1,271 @@
+// Package memcached stores blocks in memcached servers.
+//
+// # Two roads
+//
+// The data plane ([kvstore.Channel]) speaks memcached's text protocol on its own
+// raw sockets, pipelined: one sendmsg for the requests of a batch to a server,
+// one recv for many replies. The control plane ([kvstore.Control], usage,
+// inspection) goes through gomemcache and plain net.Conn.
+//
+// # The nouns
+//
+//   - A server is one memcached process ([server]): its address, what proves who
+//     it is, its ballast, its outage if there is one. Shared by all channels.
+//   - A channel belongs to one worker; it has Config.Connections connections to
+//     each server ([conn]).
+//   - A request is an operation on its way ([request]): it has a step (the
+//     command that it sends next) and moves between a connection's queue (not
+//     sent) and flight (sent, reply awaited).
+//   - Ballast (ballast.go) is what lets overwrites succeed on a full server.
+//
+// # The life of a connection
+//
+//	closed -> dialing -> proving -> ready -> closed ...
+//
+// Proving reads the sentinel; nothing else is sent before it matched. A ready
+// connection that fails puts its flight back into its queue, marked repeated:
+// such a request may have been executed, so a repeated add or cas that is
+// refused reads the block and compares. Before the next dial after writes were
+// left unanswered on TCP, the server is asked (stats conns) until it no longer
+// lists the old connection: what was queued there must not overwrite later data.
+//
+// A server that is silent is not given up: its connection stays, and what it
+// still holds will be executed and answered there, in order. Only when the server
+// answers elsewhere while this connection stays silent is the connection
+// replaced.
+//
+// # Never set
+//
+// A failed set on a full server deletes the old value. So blocks are overwritten
+// by replace and cas, and created by add.
+//
+// # Locks
+//
+// The data path takes none: channels own their connections, and what servers
+// share is atomic. server.mu guards the outage log only, and is a leaf.
+package memcached
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bradfitz/gomemcache/memcache"
+	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// DefaultTryTimeout is how long a server may be silent before it is asked
+// elsewhere whether it lives.
+const DefaultTryTimeout = 5 * time.Second
+
+// maxConnections bounds Config.Connections: more only cost the server memory.
+const maxConnections = 64
+
+// errTooLarge: the server does not take values of a block's size.
+var errTooLarge = fmt.Errorf("%w: the server's largest item (-I) is smaller than a block", kvstore.ErrUnsupported)
+
+// serverError is an error line of a server.
+type serverError struct{ line string }
+
+func (e *serverError) Error() string { return fmt.Sprintf("server said %q", e.line) }
+
+// Config of Open.
+type Config struct {
+	// Servers are host:port or the absolute path of a unix socket.
+	Servers []string
+	// Connections per channel and server; 0: 1.
+	Connections int
+	// TryTimeout: how long a try may make no progress; 0: DefaultTryTimeout.
+	TryTimeout time.Duration
+	// Log receives one line per outage event. nil: discarded.
+	Log func(format string, args ...any)
+}
+
+// Store is a set of memcached servers.
+type Store struct {
+	cfg     Config
+	servers []*server
+	addrs   []string
+	place   atomic.Pointer[kvstore.Placement]
+	// life ends with Close; helpers (probes) run under it.
+	life    context.Context
+	end     context.CancelFunc
+	helpers sync.WaitGroup
+}
+
+var _ kvstore.Store = (*Store)(nil)
+
+// server is one memcached process, shared by all channels.
+type server struct {
+	store   *Store
+	number  int
+	network string // "tcp" or "unix"
+	addr    string
+	client  *memcache.Client
+	ballast ballast
+
+	// sentinelKey and sentinelValue are set by Join, before any channel.
+	sentinelKey   string
+	sentinelValue []byte
+
+	sockaddr atomic.Pointer[unix.Sockaddr] // nil until resolved
+
+	// writes counts batches with acknowledged changes; flushed is the count up
+	// to which a flush found the sentinel.
+	writes, flushed atomic.Uint64
+
+	outage outage
+}
+
+// Open checks the configuration, resolves the names and returns the store. It
+// does not connect: Inspect does, and says what is wrong.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if len(cfg.Servers) == 0 {
+		return nil, fmt.Errorf("memcached: no server is named: %w", kvstore.ErrInvalid)
+	}
+	if cfg.Connections < 0 || cfg.Connections > maxConnections {
+		return nil, fmt.Errorf("memcached: %d connections per channel, want 1 to %d: %w", cfg.Connections, maxConnections, kvstore.ErrInvalid)
+	}
+	if cfg.Connections == 0 {
+		cfg.Connections = 1
+	}
+	if cfg.TryTimeout <= 0 {
+		cfg.TryTimeout = DefaultTryTimeout
+	}
+	if cfg.Log == nil {
+		cfg.Log = func(string, ...any) {}
+	}
+	s := &Store{cfg: cfg, addrs: cfg.Servers}
+	s.life, s.end = context.WithCancel(context.Background())
+	for i, addr := range cfg.Servers {
+		srv := &server{store: s, number: i, network: "tcp", addr: addr}
+		if strings.HasPrefix(addr, "/") {
+			srv.network = "unix"
+		}
+		sa, err := resolve(ctx, srv.network, addr)
+		if err != nil {
+			s.end()
+			return nil, &kvstore.OpError{Op: "resolve", Server: addr, Err: fmt.Errorf("%w: %w", kvstore.ErrUnreachable, err)}
+		}
+		srv.sockaddr.Store(&sa)
+		srv.client = memcache.NewFromSelector(onlyServer{srv})
+		srv.client.Timeout = cfg.TryTimeout
+		srv.client.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return srv.dial(ctx) }
+		s.servers = append(s.servers, srv)
+	}
+	return s, nil
+}
+
+// Properties implements kvstore.Store.
+func (s *Store) Properties() kvstore.Properties {
+	return kvstore.Properties{
+		Name: "memcached", Durability: kvstore.Volatile,
+		ReportsAbsent: true, Expects: true, Checksums: true, Reserve: true,
+		Shared: true, MayForget: true,
+	}
+}
+
+// Servers implements kvstore.Store.
+func (s *Store) Servers() []string { return s.addrs }
+
+// Join implements kvstore.Store.
+func (s *Store) Join(p kvstore.Placement) error {
+	if p == nil {
+		return fmt.Errorf("join without a placement: %w", kvstore.ErrInvalid)
+	}
+	if s.place.Load() != nil {
+		return fmt.Errorf("joined already: %w", kvstore.ErrInvalid)
+	}
+	for i, srv := range s.servers {
+		name, value := p.Sentinel(i)
+		if name == "" {
+			continue
+		}
+		key, ok := controlKey(name)
+		if !ok || len(value) > bufferSize/2 {
+			return fmt.Errorf("sentinel %q of server %d is too long: %w", name, i, kvstore.ErrInvalid)
+		}
+		srv.sentinelKey, srv.sentinelValue = key, append([]byte(nil), value...)
+	}
+	if !s.place.CompareAndSwap(nil, &p) {
+		return fmt.Errorf("joined already: %w", kvstore.ErrInvalid)
+	}
+	return nil
+}
+
+// Channel implements kvstore.Store. It connects with the first operation.
+func (s *Store) Channel(ctx context.Context) (kvstore.Channel, error) {
+	if s.life.Err() != nil {
+		return nil, &kvstore.OpError{Op: "open channel", Err: kvstore.ErrClosed}
+	}
+	p := s.place.Load()
+	if p == nil {
+		return nil, &kvstore.OpError{Op: "open channel", Err: fmt.Errorf("%w: not joined to a pool", kvstore.ErrInvalid)}
+	}
+	return newChannel(s, *p), nil
+}
+
+// RemoveLayer implements kvstore.Store. The claim stays, so that the id is never
+// used again; there is nothing else per layer.
+func (s *Store) RemoveLayer(ctx context.Context, layer kvstore.LayerID) error { return nil }
+
+// NextExtent implements kvstore.Store: memcached does not know.
+func (s *Store) NextExtent(context.Context, kvstore.LayerID, uint64, bool) (uint64, error) {
+	return 0, kvstore.ErrUnsupported
+}
+
+// Allocated implements kvstore.Store: memcached does not know.
+func (s *Store) Allocated(context.Context, kvstore.LayerID) (uint64, error) {
+	return 0, kvstore.ErrUnsupported
+}
+
+// Close implements kvstore.Store.
+func (s *Store) Close() error {
+	s.end()
+	s.helpers.Wait()
+	var errs []error
+	for _, srv := range s.servers {
+		errs = append(errs, srv.client.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Locate implements kvstore.Store.
+func (s *Store) Locate(k kvstore.Key) kvstore.Location {
+	number := 0
+	if p := s.place.Load(); p != nil {
+		number = (*p).Server(k)
+	}
+	if number < 0 || number >= len(s.servers) {
+		return kvstore.Location{Key: keyText(k)}
+	}
+	srv := s.servers[number]
+	key := keyText(k)
+	target := "TCP:" + srv.addr
+	if srv.network == "unix" {
+		target = "UNIX-CONNECT:" + srv.addr
+	}
+	return kvstore.Location{
+		Server:  srv.addr,
+		Key:     key,
+		Command: fmt.Sprintf(`printf 'get %s\r\nquit\r\n' | socat -t 5 - %s`, key, shellQuote(target)),
+	}
+}
+
+// shellQuote quotes where a shell would not take the word as it is.
+func shellQuote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/.:_-,@", r)
+	}
+	if strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

@@ -1,0 +1,221 @@
+package memcached
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// errSilent: the server answers on a new connection but not on this one.
+var errSilent = errors.New("no answer on this connection")
+
+// tick looks after a connection on which nothing may move.
+func (c *conn) tick(now time.Time) {
+	if !c.pending() || c.state == closed {
+		return
+	}
+	if c.idle.IsZero() {
+		c.idle = now
+		return
+	}
+	silent := now.Sub(c.idle)
+	if silent >= outageFirst {
+		c.server.trouble(c.idle, errors.New("no answer"))
+	}
+	if silent < c.ch.store.cfg.TryTimeout {
+		return
+	}
+	if c.state != ready {
+		// Nothing but the sentinel's get was sent: trying anew is safe.
+		c.drop(fmt.Errorf("no answer within %v", c.ch.store.cfg.TryTimeout))
+		return
+	}
+	switch {
+	case c.probe == nil:
+		c.probe = c.server.probe()
+	case c.probe.result.Load() == probeDead:
+		// Keep the connection: what the server holds of it will be executed and
+		// answered there, before anything that we send later.
+		if now.Sub(c.probe.began) > time.Second {
+			c.probe = c.server.probe()
+		}
+	case c.probe.result.Load() == probeAlive && now.Sub(c.probe.began) > time.Second:
+		c.drop(errSilent)
+	}
+}
+
+// liveProbe asks a server on a new connection whether it lives.
+type liveProbe struct {
+	began  time.Time
+	result atomic.Int32
+}
+
+const (
+	probeRunning = iota
+	probeAlive
+	probeDead
+)
+
+func (s *server) probe() *liveProbe {
+	p := &liveProbe{began: time.Now()}
+	s.help(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		result := int32(probeDead)
+		if s.talk(ctx, []byte("version\r\n"), func(in *lineReader) error { _, err := in.line(); return err }) == nil {
+			result = probeAlive
+		}
+		p.result.Store(result)
+	})
+	return p
+}
+
+// help runs f beside the data path until the store is closed.
+func (s *server) help(f func(context.Context)) {
+	s.store.helpers.Add(1)
+	go func() {
+		defer s.store.helpers.Done()
+		f(s.store.life)
+	}()
+}
+
+// exorcism waits until the server no longer lists a connection of ours on which
+// writes were left unanswered.
+type exorcism struct{ done atomic.Bool }
+
+// How long to ask a server that answers; a proxy, or a network that keeps half a
+// connection alive, may never stop listing it.
+const (
+	exorcismPause = 20 * time.Millisecond
+	exorcismLimit = 10 * time.Second
+)
+
+// exorcise begins to wait for the end of the connection from our local port.
+func (s *server) exorcise(port int) *exorcism {
+	e := new(exorcism)
+	s.help(func(ctx context.Context) {
+		defer e.done.Store(true)
+		var heard time.Time // when the server first answered
+		for pause := exorcismPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
+			listed, err := s.lists(ctx, port)
+			if err == nil && !listed {
+				return
+			}
+			if err == nil && heard.IsZero() {
+				heard = time.Now()
+			}
+			if !heard.IsZero() && time.Since(heard) > exorcismLimit {
+				s.store.cfg.Log("warning: memcached %s still lists a connection (local port %d) that was closed %v ago; going on without proof that it is drained", s.addr, port, exorcismLimit)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+		}
+	})
+	return e
+}
+
+// lists says whether the server has a connection from a local port of ours.
+func (s *server) lists(ctx context.Context, port int) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	listed := false
+	suffix := ":" + strconv.Itoa(port)
+	err := s.talk(ctx, []byte("stats conns\r\n"), func(in *lineReader) error {
+		ours := in.conn.LocalAddr().(*net.TCPAddr).IP.String()
+		return in.stats(func(name, value string) {
+			// 27:addr tcp:192.0.2.1:40000, or tcp6:[2001:db8::1]:40000
+			if strings.HasSuffix(name, ":addr") && strings.HasSuffix(value, suffix) && strings.Contains(value, ours) {
+				listed = true
+			}
+		})
+	})
+	return listed, err
+}
+
+// talk sends a command on a connection of its own and lets read take the reply.
+// It is for what is rare; errors are ErrUnreachable.
+func (s *server) talk(ctx context.Context, cmd []byte, read func(*lineReader) error) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return unreachable(ctx, err)
+	}
+	defer conn.Close()
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(s.store.cfg.TryTimeout)
+	}
+	if err := conn.SetDeadline(deadline); err != nil {
+		return unreachable(ctx, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := conn.Write(cmd); err != nil {
+		return unreachable(ctx, err)
+	}
+	in := &lineReader{conn: conn, buf: make([]byte, 0, 16<<10)}
+	if err := read(in); err != nil {
+		return unreachable(ctx, err)
+	}
+	return nil
+}
+
+// lineReader reads reply lines of at most maxLine bytes.
+type lineReader struct {
+	conn net.Conn
+	buf  []byte
+	r    int
+}
+
+// line returns the next line without its end; it is valid until the next call.
+func (in *lineReader) line() ([]byte, error) {
+	for {
+		line, n, err := cutLine(in.buf[in.r:])
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			in.r += n
+			return line, nil
+		}
+		in.buf = in.buf[:copy(in.buf, in.buf[in.r:])]
+		in.r = 0
+		got, err := in.conn.Read(in.buf[len(in.buf):cap(in.buf)])
+		in.buf = in.buf[:len(in.buf)+got]
+		if got == 0 && err != nil {
+			return nil, err
+		}
+	}
+}
+
+// maxStats bounds the lines of one stats reply: "stats conns" has a few per
+// connection.
+const maxStats = 1 << 18
+
+// stats reads "STAT name value" lines up to END.
+func (in *lineReader) stats(each func(name, value string)) error {
+	for range maxStats {
+		line, err := in.line()
+		if err != nil {
+			return err
+		}
+		if string(line) == "END" {
+			return nil
+		}
+		rest, ok := bytes.CutPrefix(line, []byte("STAT "))
+		if !ok {
+			return &serverError{string(line)}
+		}
+		name, value, _ := strings.Cut(string(rest), " ")
+		each(name, value)
+	}
+	return errMalformed
+}
