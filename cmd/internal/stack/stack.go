@@ -65,6 +65,7 @@ type Stack struct {
 	RTT []time.Duration
 
 	scratch string // state directory of a store that nobody can find again, removed at Close
+	closed  int    // how many of the layers Close has closed, from the top
 }
 
 // RefusedError says that a store's settings endanger data.
@@ -209,8 +210,9 @@ func explain(url string, err error) error {
 	return fmt.Errorf("store %s: %w%s", url, err, hint)
 }
 
-// Close closes all in order: volumes, pool, store. It goes on after an error and
-// returns the first one. A second Close does nothing.
+// Close closes all in order: volumes, pool, store. If volumes cannot be closed the
+// rest stays open for another try; a Close after one that succeeded does nothing.
+// It must not run twice at once.
 func (s *Stack) Close(ctx context.Context) error {
 	var first error
 	keep := func(err error) {
@@ -218,24 +220,23 @@ func (s *Stack) Close(ctx context.Context) error {
 			first = err
 		}
 	}
-	if s.Volumes != nil {
-		if err := s.Volumes.Close(ctx); err != nil {
-			// What is still open needs the layers below it: the caller may try again.
-			return err
+	if s.closed == 0 {
+		if s.Volumes != nil {
+			if err := s.Volumes.Close(ctx); err != nil {
+				return err // what is still open needs the layers below it
+			}
 		}
-		s.Volumes = nil
+		s.closed = 1
 	}
-	if s.Pool != nil {
-		keep(s.Pool.Close())
-		s.Pool = nil
-	}
-	if s.Store != nil {
+	if s.closed == 1 {
+		s.closed = 2
+		if s.Pool != nil {
+			keep(s.Pool.Close())
+		}
 		keep(s.Store.Close())
-		s.Store = nil
-	}
-	if s.scratch != "" {
-		keep(os.RemoveAll(s.scratch))
-		s.scratch = ""
+		if s.scratch != "" {
+			keep(os.RemoveAll(s.scratch))
+		}
 	}
 	return first
 }

@@ -1,0 +1,328 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/fusefs"
+)
+
+// Config of Serve.
+type Config struct {
+	Stack     stack.Config
+	URLSource string // where the URL came from, for the banner: "--store", "KVBFS_STORE", "default"
+	// FS is what fusefs is given; Serve fills Dir (from Dir), Name and Log.
+	FS  fusefs.Options
+	Dir string // canonical mount point, or /dev/fd/N of a connection mounted already
+	// Background is true for a daemon whose output goes to LogPath.
+	LogPath string
+	Version string
+	// Ready is told once the mount serves. nil: nobody waits.
+	Ready func(banner string)
+}
+
+// ErrForced: the daemon ended by force; what was not acknowledged is lost.
+var ErrForced = errors.New("ended by force: requests in flight were failed")
+
+// procsPerWorker is how many threads of Go code there may be per worker beside
+// one per CPU: a worker sits in a blocking system call on its own socket, and
+// would else hold a CPU's share until the runtime notices.
+const procsPerWorker = 1
+
+// server is a mount that is being served.
+type server struct {
+	cfg   Config
+	log   func(format string, args ...any)
+	entry *entry
+	mount Mount
+	stack *stack.Stack
+	fs    *fusefs.Server
+
+	ending sync.Mutex    // held by who unmounts; guards nothing else
+	gone   chan struct{} // closed when the mount is gone
+	ended  chan struct{} // closed when all is stored and closed, or given up
+	force  chan struct{} // closed by who wants the end at any price
+	once   sync.Once     // closes force
+	err    error         // why it ended; valid after ended
+
+	mu    sync.Mutex // guards drain
+	drain string     // what the end waits for, for people
+}
+
+// Serve serves a mount until it is unmounted, and returns when everything is
+// stored and closed. It owns SIGTERM and SIGINT meanwhile: the first one unmounts
+// if nobody uses the mount (else it names the users and goes on), the second one
+// forces. It must not be called twice in a process.
+func Serve(ctx context.Context, cfg Config) error {
+	begin := time.Now()
+	s := &server{cfg: cfg, log: cfg.Stack.Log, gone: make(chan struct{}), ended: make(chan struct{}), force: make(chan struct{})}
+	if s.log == nil {
+		s.log = func(string, ...any) {}
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE) // a terminal or a log reader that goes takes no disk with it
+
+	workers := cfg.FS.Workers
+	if workers <= 0 {
+		workers = runtime.NumCPU()
+	}
+	runtime.GOMAXPROCS(runtime.NumCPU() + workers*procsPerWorker)
+	notes := prepareProcess()
+
+	// Until the mount serves, a signal ends the start.
+	startCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	started := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case sig := <-signals:
+			s.log("%v: giving up the start", sig)
+			cancel()
+		case <-started:
+		}
+	}()
+	err := s.start(startCtx)
+	close(started)
+	<-watched
+	if err != nil {
+		return err
+	}
+	control, err := listen(s.mount.Socket, s.methods(), s.log)
+	if err == nil {
+		s.mount.Ready = true
+		err = s.entry.write(s.mount)
+	}
+	if err != nil {
+		_ = s.fs.Unmount(true)
+		return errors.Join(err, s.closeAll(context.Background()))
+	}
+	if cfg.Ready != nil {
+		cfg.Ready(s.banner(workers, notes, time.Since(begin)))
+	}
+	err = s.run(signals)
+	control.close()
+	s.entry.release()
+	if err == nil && cfg.LogPath != "" {
+		_ = os.Remove(cfg.LogPath) // it ended well: nobody needs to read why
+	}
+	return err
+}
+
+// start claims the mount point, builds the stack and mounts. On failure nothing
+// is left behind.
+func (s *server) start(ctx context.Context) (err error) {
+	s.mount = Mount{Dir: s.cfg.Dir, PID: os.Getpid(), Log: s.cfg.LogPath, Started: time.Now().Round(0)}
+	if s.mount.Store, err = stack.Canonical(s.cfg.Stack.URL); err != nil {
+		return err
+	}
+	if strings.HasPrefix(s.mount.Dir, "/dev/fd/") {
+		// A number of ours says nothing to others: make it one of a kind.
+		s.mount.Dir = fmt.Sprintf("/proc/%d/fd/%s", os.Getpid(), strings.TrimPrefix(s.mount.Dir, "/dev/fd/"))
+	}
+	base, err := basePath(s.mount.Dir)
+	if err != nil {
+		return err
+	}
+	s.mount.Socket = base + ".sock"
+	if s.entry, err = claim(s.mount); err != nil {
+		return err
+	}
+	if s.stack, err = stack.Open(ctx, s.cfg.Stack); err != nil {
+		s.entry.release()
+		return err
+	}
+	opt := s.cfg.FS
+	opt.Dir, opt.Name, opt.Log = s.cfg.Dir, s.stack.URL, s.log
+	if s.fs, err = fusefs.Mount(ctx, s.stack.Volumes, opt); err != nil {
+		_ = s.stack.Close(context.Background())
+		s.entry.release()
+		return err
+	}
+	return nil
+}
+
+// run waits for the end and for signals.
+func (s *server) run(signals <-chan os.Signal) error {
+	go func() {
+		s.fs.Wait()
+		close(s.gone)
+	}()
+	go s.finish()
+	count := 0
+	for {
+		select {
+		case <-s.ended:
+			return s.err
+		case sig := <-signals:
+			count++
+			if count > 1 {
+				s.log("%v again: ending by force", sig)
+				go s.end(true)
+				continue
+			}
+			s.log("%v: unmounting %s", sig, s.mount.Dir)
+			go func() {
+				if err := s.end(false); err != nil {
+					s.log("%v; serving on (a second signal forces)", err)
+				}
+			}()
+		}
+	}
+}
+
+// end unmounts: an ErrBusy that names the users if it is in use, and then the
+// mount serves on. It returns when the mount is gone, not when all is stored.
+func (s *server) end(force bool) error {
+	if force {
+		// Before the lock: who holds it may be waiting for what only force ends.
+		s.once.Do(func() { close(s.force) })
+		return s.fs.Unmount(true)
+	}
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	select {
+	case <-s.gone:
+		return nil
+	default:
+	}
+	if users := Devices(s.mount.Dir); len(users) > 0 {
+		return fmt.Errorf("%w: %s", fusefs.ErrBusy, strings.Join(users, ", "))
+	}
+	err := s.fs.Unmount(false)
+	if errors.Is(err, fusefs.ErrBusy) {
+		if users := Processes(s.mount.Dir); len(users) > 0 {
+			return fmt.Errorf("%w: %s", fusefs.ErrBusy, strings.Join(users, ", "))
+		}
+	}
+	return err
+}
+
+const (
+	// forcedClose bounds the clean-up after force: enough to give a lease back to
+	// a server that answers.
+	forcedClose = 2 * time.Second
+	// drainRetry is the pause after an attempt to close that failed.
+	drainRetry = 2 * time.Second
+)
+
+// finish drains and closes all once the mount is gone, whoever unmounted it.
+func (s *server) finish() {
+	defer close(s.ended)
+	select {
+	case <-s.gone:
+	case <-s.force:
+		select {
+		case <-s.gone:
+		case <-time.After(forcedClose): // even the forced unmount hangs
+			s.err = ErrForced
+			return
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.drainAll(ctx) }()
+	select {
+	case s.err = <-done:
+		return
+	case <-s.force:
+	}
+	select {
+	case err := <-done:
+		if err == nil {
+			s.err = ErrForced
+			return
+		}
+	case <-time.After(forcedClose):
+	}
+	cancel()
+	select {
+	case <-done:
+	case <-time.After(forcedClose):
+	}
+	s.err = ErrForced
+}
+
+// drainAll closes everything and tries again for as long as something is not
+// stored: giving up would lose it.
+func (s *server) drainAll(ctx context.Context) error {
+	for {
+		s.setDrain("writing what is left to the store")
+		err := s.closeAll(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		s.log("closing %s: %v; trying again (a second signal, or umount --force, gives up)", s.mount.Dir, err)
+		s.setDrain(err.Error())
+		select {
+		case <-time.After(drainRetry):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (s *server) closeAll(ctx context.Context) error {
+	if err := s.fs.Close(ctx); err != nil {
+		return err
+	}
+	return s.stack.Close(ctx)
+}
+
+func (s *server) setDrain(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drain = text
+}
+
+func (s *server) draining() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.drain
+}
+
+// methods are all calls of the control socket.
+func (s *server) methods() map[string]method {
+	m := volumeMethods(Local{s.stack}, s.fs.Resized)
+	m["status"] = bind(func(ctx context.Context, _ struct{}, _ func(Progress)) (any, error) { return s.status(ctx), nil })
+	m["umount"] = bind(s.umount)
+	return m
+}
+
+// umount answers when everything is stored. A caller who goes away does not stop
+// it.
+func (s *server) umount(_ context.Context, p UmountParams, progress func(Progress)) (any, error) {
+	if err := s.end(p.Force); err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	last := ""
+	for {
+		select {
+		case <-s.ended:
+			if p.Force && errors.Is(s.err, ErrForced) {
+				return nil, nil // as asked
+			}
+			return nil, s.err
+		case <-tick.C:
+			if now := s.draining(); now != last {
+				last = now
+				progress(Progress{Text: now})
+			}
+		}
+	}
+}

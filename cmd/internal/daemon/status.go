@@ -1,0 +1,167 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/fusefs"
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/volume"
+	"github.com/kvbfs/kvbfs/losetup"
+)
+
+// Status is a daemon's account of itself.
+type Status struct {
+	Mount
+	Version    string           `json:"version"`
+	Durability string           `json:"durability"`
+	Servers    []string         `json:"servers"`
+	Findings   []FindingInfo    `json:"findings"`
+	FS         fusefs.Status    `json:"fs"`
+	Volumes    []OpenVolume     `json:"volumes"` // that are open
+	Devices    []losetup.Device `json:"devices"` // loop devices on images of the mount
+	Draining   string           `json:"draining,omitempty"`
+}
+
+// OpenVolume is a volume that the daemon has open.
+type OpenVolume struct {
+	Name      string          `json:"name"`
+	Size      int64           `json:"size_bytes"`
+	Allocated int64           `json:"allocated_bytes"`
+	Writable  bool            `json:"writable"`
+	Counters  volume.Counters `json:"counters"`
+	// Error says why there is no more to tell.
+	Error string `json:"error,omitempty"`
+}
+
+// FindingInfo is a kvstore.Finding for scripts.
+type FindingInfo struct {
+	Server   string `json:"server"`
+	Severity string `json:"severity"`
+	What     string `json:"what"`
+	Fix      string `json:"fix,omitempty"`
+}
+
+// Findings puts findings into their wire form.
+func Findings(list []kvstore.Finding) []FindingInfo {
+	out := []FindingInfo{}
+	for _, f := range list {
+		out = append(out, FindingInfo{f.Server, f.Severity.String(), f.What, f.Fix})
+	}
+	return out
+}
+
+// askOpen bounds the look at one open volume: an open that waits for a dead
+// server may hold what the look needs, and status must answer all the same.
+const askOpen = 500 * time.Millisecond
+
+// status never waits for the store or for a request.
+func (s *server) status(ctx context.Context) Status {
+	out := Status{
+		Mount: s.mount, Version: s.cfg.Version, Durability: s.stack.Store.Properties().Durability.String(),
+		Servers: s.stack.Store.Servers(), Findings: Findings(s.stack.Findings), FS: s.fs.Status(),
+		Volumes: []OpenVolume{}, Devices: devicesOn(s.mount.Dir), Draining: s.draining(),
+	}
+	ctx, cancel := context.WithTimeout(ctx, askOpen)
+	defer cancel()
+	seen := map[string]bool{}
+	for _, o := range out.FS.Opened {
+		if seen[o.Volume] {
+			continue
+		}
+		seen[o.Volume] = true
+		out.Volumes = append(out.Volumes, s.askVolume(ctx, o.Volume))
+	}
+	return out
+}
+
+func (s *server) askVolume(ctx context.Context, name string) OpenVolume {
+	got := make(chan OpenVolume, 1)
+	go func() {
+		v, err := s.stack.Volumes.Open(ctx, name, false)
+		if err != nil {
+			got <- OpenVolume{Name: name, Error: err.Error()}
+			return
+		}
+		got <- OpenVolume{Name: name, Size: v.Size(), Allocated: v.Allocated(), Writable: v.Writable(), Counters: v.Counters()}
+		_ = v.Close(context.Background())
+	}()
+	select {
+	case v := <-got:
+		return v
+	case <-ctx.Done():
+		return OpenVolume{Name: name, Error: "not answering"}
+	}
+}
+
+// banner tells a user what was mounted and how to go on.
+func (s *server) banner(workers int, notes []string, took time.Duration) string {
+	var b strings.Builder
+	props := s.stack.Store.Properties()
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "  %-11s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintf(&b, "kvbfs: %s serves %s\n", s.mount.Dir, s.stack.URL)
+	line("store", "%s, from %s", s.stack.URL, s.cfg.URLSource)
+	line("durability", "%s", durabilityWords(props.Durability))
+	for i, server := range s.stack.Store.Servers() {
+		if i < len(s.stack.RTT) {
+			line("server", "%s, round trip %v", server, s.stack.RTT[i].Round(time.Microsecond))
+		}
+	}
+	line("workers", "%d; ready in %v, process %d", workers, took.Round(time.Millisecond), s.mount.PID)
+	s.bannerVolumes(line)
+	for _, f := range s.stack.Findings {
+		if f.Severity == kvstore.Info {
+			continue
+		}
+		line("warning", "%s: %s", f.Server, f.What)
+		if f.Fix != "" {
+			line("", "fix: %s", f.Fix)
+		}
+	}
+	for _, n := range notes {
+		line("note", "%s", n)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+func (s *server) bannerVolumes(line func(name, format string, args ...any)) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	list, err := s.stack.Volumes.List(ctx)
+	switch {
+	case err != nil:
+		line("volumes", "not known: %v", err)
+	case len(list) == 0:
+		line("volumes", "none yet")
+	default:
+		var names []string
+		for i, v := range list {
+			if i == maxUsers {
+				names = append(names, fmt.Sprintf("and %d more", len(list)-i))
+				break
+			}
+			names = append(names, fmt.Sprintf("%s (%s)", v.Name, stack.FormatSize(v.Size)))
+		}
+		line("volumes", "%s", strings.Join(names, ", "))
+	}
+	if s.cfg.FS.ReadOnly {
+		return
+	}
+	line("next", "truncate -s 10G %s/NAME   or   kvbfs volume create NAME --size 10G", s.mount.Dir)
+}
+
+// durabilityWords say what a flush achieves.
+func durabilityWords(d kvstore.Durability) string {
+	switch d {
+	case kvstore.Volatile:
+		return "volatile: data survives a crash of kvbfs and of this machine, not the end of the store's server"
+	case kvstore.Server:
+		return "server: data survives the end of the store's server as far as its own log goes"
+	}
+	return "disk: flushed data survives what the local file system survives"
+}

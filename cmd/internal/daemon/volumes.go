@@ -1,0 +1,223 @@
+package daemon
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
+	"github.com/kvbfs/kvbfs/kvstore/volume"
+)
+
+// VolumeInfo describes a volume to commands and scripts.
+type VolumeInfo struct {
+	Name       string      `json:"name"`
+	UUID       string      `json:"uuid"`
+	State      string      `json:"state"` // creating, ready, removing
+	Size       int64       `json:"size_bytes"`
+	Allocated  int64       `json:"allocated_bytes"` // -1: not known
+	Open       bool        `json:"open"`            // by the daemon that was asked
+	Damaged    bool        `json:"damaged"`
+	Created    time.Time   `json:"created"`
+	Generation uint64      `json:"generation"`
+	Durability string      `json:"durability"`
+	Layers     []string    `json:"layers"`
+	MapHeight  int         `json:"map_height"`
+	Holder     *HolderInfo `json:"holder,omitempty"`
+}
+
+// HolderInfo says who holds the write lease of a volume.
+type HolderInfo struct {
+	Host     string    `json:"host"`
+	PID      int       `json:"pid"`
+	Since    time.Time `json:"since"`
+	SameHost bool      `json:"same_host"`
+}
+
+// PlaceInfo says where the block of an offset is.
+type PlaceInfo struct {
+	Volume  string `json:"volume"`
+	Offset  int64  `json:"offset_bytes"` // as asked
+	LBA     uint64 `json:"lba"`
+	Layer   string `json:"layer"`
+	Slot    int    `json:"slot"`
+	Server  string `json:"server"`
+	Key     string `json:"key"` // as the store spells it
+	Command string `json:"command"`
+	Present bool   `json:"present"` // the map's bit
+	Stored  bool   `json:"stored"`  // the store has it
+	CRC     string `json:"crc32c,omitempty"`
+	Error   string `json:"error,omitempty"` // why it cannot be read
+}
+
+// Volumes is what commands do to volumes, in whichever process they are open.
+type Volumes interface {
+	List(ctx context.Context) ([]VolumeInfo, error)
+	Info(ctx context.Context, name string) (VolumeInfo, error)
+	Create(ctx context.Context, name string, size int64) error
+	Resize(ctx context.Context, name string, size int64, allowShrink bool) error
+	// Remove tells progress, if not nil, how many blocks are gone of how many.
+	Remove(ctx context.Context, name string, progress func(done, total int64)) error
+	Where(ctx context.Context, name string, off int64) (PlaceInfo, error)
+	// SetTimeout changes how long requests of an open volume wait for a server
+	// that does not answer; 0: for ever.
+	SetTimeout(ctx context.Context, name string, d time.Duration) error
+	Close(ctx context.Context) error
+}
+
+// Local does it on a stack that this process opened.
+type Local struct{ *stack.Stack }
+
+func (l Local) describe(i volume.Info) VolumeInfo {
+	out := VolumeInfo{
+		Name: i.Name, UUID: hex.EncodeToString(i.UUID[:]), State: stateName(i.State), Size: i.Size,
+		Allocated: i.Allocated, Open: i.Open, Damaged: i.Damaged, Created: i.Created,
+		Generation: i.Generation, Durability: l.Store.Properties().Durability.String(),
+		Layers: []string{}, MapHeight: int(i.MapHeight),
+	}
+	for _, layer := range i.Layers {
+		out.Layers = append(out.Layers, layer.ID.String())
+	}
+	if h := i.Holder; h != nil {
+		out.Holder = &HolderInfo{Host: h.Host, PID: h.PID, Since: h.Since, SameHost: h.SameHost}
+	}
+	return out
+}
+
+func stateName(s pool.State) string {
+	switch s {
+	case pool.Creating:
+		return "creating"
+	case pool.Ready:
+		return "ready"
+	case pool.Removing:
+		return "removing"
+	}
+	return "unknown"
+}
+
+// List implements Volumes.
+func (l Local) List(ctx context.Context) ([]VolumeInfo, error) {
+	if err := l.Pool.Refresh(ctx); err != nil && !errors.Is(err, pool.ErrNoPool) {
+		return nil, err
+	}
+	list, err := l.Volumes.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]VolumeInfo, 0, len(list))
+	for _, i := range list {
+		out = append(out, l.describe(i))
+	}
+	return out, nil
+}
+
+// Info implements Volumes.
+func (l Local) Info(ctx context.Context, name string) (VolumeInfo, error) {
+	i, err := l.Volumes.Info(ctx, name)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	return l.describe(i), nil
+}
+
+// Create implements Volumes.
+func (l Local) Create(ctx context.Context, name string, size int64) error {
+	return l.Volumes.Create(ctx, name, size)
+}
+
+// Resize implements Volumes.
+func (l Local) Resize(ctx context.Context, name string, size int64, allowShrink bool) error {
+	return l.Volumes.Resize(ctx, name, size, allowShrink)
+}
+
+// Remove implements Volumes.
+func (l Local) Remove(ctx context.Context, name string, progress func(done, total int64)) error {
+	return l.Volumes.Remove(ctx, name, progress)
+}
+
+// Where implements Volumes.
+func (l Local) Where(ctx context.Context, name string, off int64) (PlaceInfo, error) {
+	p, err := l.Volumes.Where(ctx, name, off)
+	if err != nil {
+		return PlaceInfo{}, err
+	}
+	out := PlaceInfo{
+		Volume: name, Offset: off, LBA: p.Key.Number, Layer: p.Key.Layer.String(), Slot: p.Slot,
+		Server: p.Location.Server, Key: p.Location.Key, Command: p.Location.Command,
+		Present: p.Present, Stored: p.Stored,
+	}
+	if p.Stored {
+		out.CRC = fmt.Sprintf("%08x", p.CRC)
+	}
+	if p.Err != nil {
+		out.Error = p.Err.Error()
+	}
+	return out, nil
+}
+
+// SetTimeout implements Volumes. A volume that is not open here gives ErrNotOpen:
+// the setting lasts as long as the volume is open.
+func (l Local) SetTimeout(ctx context.Context, name string, d time.Duration) error {
+	i, err := l.Volumes.Info(ctx, name)
+	if err != nil {
+		return err
+	}
+	if !i.Open {
+		return fmt.Errorf("%w: %s", ErrNotOpen, name)
+	}
+	v, err := l.Volumes.Open(ctx, name, false)
+	if err != nil {
+		return err
+	}
+	v.SetTimeout(d)
+	return v.Close(ctx)
+}
+
+// Remote asks a daemon.
+type Remote struct{ Mount Mount }
+
+// List implements Volumes.
+func (r Remote) List(ctx context.Context) (out []VolumeInfo, err error) {
+	return out, Call(ctx, r.Mount, "list", nil, &out)
+}
+
+// Info implements Volumes.
+func (r Remote) Info(ctx context.Context, name string) (out VolumeInfo, err error) {
+	return out, Call(ctx, r.Mount, "info", Named{name}, &out)
+}
+
+// Create implements Volumes.
+func (r Remote) Create(ctx context.Context, name string, size int64) error {
+	return Call(ctx, r.Mount, "create", CreateParams{name, size}, nil)
+}
+
+// Resize implements Volumes.
+func (r Remote) Resize(ctx context.Context, name string, size int64, allowShrink bool) error {
+	return Call(ctx, r.Mount, "resize", ResizeParams{name, size, allowShrink}, nil)
+}
+
+// Remove implements Volumes.
+func (r Remote) Remove(ctx context.Context, name string, progress func(done, total int64)) error {
+	return CallProgress(ctx, r.Mount, "remove", Named{name}, nil, func(p Progress) {
+		if progress != nil {
+			progress(p.Done, p.Total)
+		}
+	})
+}
+
+// Where implements Volumes.
+func (r Remote) Where(ctx context.Context, name string, off int64) (out PlaceInfo, err error) {
+	return out, Call(ctx, r.Mount, "where", WhereParams{name, off}, &out)
+}
+
+// SetTimeout implements Volumes.
+func (r Remote) SetTimeout(ctx context.Context, name string, d time.Duration) error {
+	return Call(ctx, r.Mount, "set", SetParams{name, d.Milliseconds()}, nil)
+}
+
+// Close implements Volumes; the daemon goes on.
+func (r Remote) Close(context.Context) error { return nil }
