@@ -18,12 +18,34 @@
 //   - A lease: the one holder that may write to a volume, with a deadline.
 //   - The memory: what the state directory remembers of each pool by URL (uuid
 //     and sentinels), so that an emptied server is refused and not made anew.
+//   - The master: the first server of the pool record, where every change is
+//     decided.
+//
+// # The data flow
+//
+// A change goes read (master) -> decide -> compare-and-swap (master) -> copy to
+// every other server (copies.go), and begins again if somebody else was faster.
+// The catalogue says that a volume exists, the volume record what it is
+// (catalogue.go, volumes.go). Leases are on the master only (lease.go); a
+// goroutine for each one renews it (renew.go) and moves the fence that stores
+// check before each send. The data path asks only Server and Sentinel, which
+// read an immutable table by one atomic load (placement.go).
+//
+// # Lock order
+//
+// Pool.formatMu, held over I/O by Open, Refresh and the first CreateVolume; below
+// it Pool.mu and Lease.mu, which are leaves and never held over I/O.
 package pool
 
 import (
 	"context"
 	"errors"
-	"time"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -64,170 +86,90 @@ type Options struct {
 
 // Pool is an opened pool. Safe for concurrent use. It implements
 // kvstore.Placement once it is formatted.
-type Pool struct{ unwritten }
+type Pool struct {
+	st      kvstore.Store
+	ctl     kvstore.Control
+	opt     Options
+	servers []string // the store's, by server number
+	host    hostID
+
+	table atomic.Pointer[table] // nil until formatted
+
+	formatMu sync.Mutex // held while the pool is looked for or made, over I/O
+
+	mu       sync.Mutex          // guards creating, leases, closed; never held over I/O
+	creating map[string][16]byte // uuids of volumes that CreateVolume began here
+	leases   map[*Lease]struct{} // with a renewal in the background
+	closed   bool
+}
 
 // Open reads the pool record, compares it with the servers of the store and with
 // the memory, and joins the store to it. An empty store that nobody remembers
 // gives an unformatted Pool: Formatted is false, Volumes is empty, and the first
 // CreateVolume formats it.
-func Open(ctx context.Context, st kvstore.Store, opt Options) (*Pool, error) { panic("unwritten") }
+//
+// The store stays the caller's: it must stay open until the Pool is closed.
+func Open(ctx context.Context, st kvstore.Store, opt Options) (*Pool, error) {
+	if opt.Name == "" {
+		opt.Name = DefaultName
+	}
+	if err := CheckName(opt.Name); err != nil {
+		return nil, fmt.Errorf("name of the pool: %w", err)
+	}
+	host, err := readHostID(opt.RuntimeDir)
+	if err != nil {
+		return nil, err
+	}
+	p := &Pool{st: st, ctl: st.Control(), opt: opt, servers: st.Servers(), host: host,
+		creating: map[string][16]byte{}, leases: map[*Lease]struct{}{}}
+	if opt.URL == "" {
+		p.opt.URL = strings.Join(p.servers, ",")
+	}
+	p.formatMu.Lock()
+	defer p.formatMu.Unlock()
+	if _, err := p.find(ctx); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
 
 // Formatted says whether the store holds a pool.
-func (p *Pool) Formatted() bool { panic("unwritten") }
+func (p *Pool) Formatted() bool { return p.table.Load() != nil }
 
 // UUID of the pool; zero while unformatted.
-func (p *Pool) UUID() [16]byte { panic("unwritten") }
+func (p *Pool) UUID() [16]byte {
+	if t := p.table.Load(); t != nil {
+		return t.record.uuid
+	}
+	return [16]byte{}
+}
 
 // Refresh reads the pool record and sentinels again: a daemon that began on an
-// empty store learns that somebody formatted it. Cheap when formatted already.
-func (p *Pool) Refresh(ctx context.Context) error { panic("unwritten") }
-
-// Server implements kvstore.Placement: slot = hash(layer, number>>5), so that
-// 128 KiB stay together; map pages are placed by their own number.
-func (p *Pool) Server(k kvstore.Key) int { panic("unwritten") }
-
-// Slot returns the slot of a key, for people.
-func (p *Pool) Slot(k kvstore.Key) int { panic("unwritten") }
-
-// Sentinel implements kvstore.Placement.
-func (p *Pool) Sentinel(server int) (string, []byte) { panic("unwritten") }
-
-// CheckSentinels reads every server's sentinel: ErrServerLost (as an OpError
-// naming the server) if one lost it, ErrUnreachable if one does not answer.
-func (p *Pool) CheckSentinels(ctx context.Context) error { panic("unwritten") }
-
-// State of a volume or layer in the catalogue.
-type State uint8
-
-const (
-	Creating State = iota + 1
-	Ready
-	Removing
-)
-
-// Layer is one layer of a volume. Volumes have one until snapshots come.
-type Layer struct {
-	ID   kvstore.LayerID
-	UUID [16]byte // seeds the CRC of its blocks
+// empty store learns that somebody formatted it. When it is formatted already
+// nothing is read: CheckSentinels does that.
+func (p *Pool) Refresh(ctx context.Context) error {
+	if p.Formatted() {
+		return nil
+	}
+	p.formatMu.Lock()
+	defer p.formatMu.Unlock()
+	if p.Formatted() {
+		return nil
+	}
+	_, err := p.find(ctx)
+	return err
 }
 
-// Volume is a volume record.
-type Volume struct {
-	Name       string
-	UUID       [16]byte
-	State      State
-	Size       int64 // bytes, a multiple of kvstore.BlockSize
-	Layers     []Layer
-	MapHeight  uint8 // levels of the presence map; 0: the store keeps presence
-	Created    time.Time
-	Damaged    bool   // data was lost; set before the first EIO is given
-	Generation uint64 // rises with each new holder
-	// Features that a reader must know: unknown compatible ones are ignored,
-	// unknown read-only compatible ones allow reading only, unknown incompatible
-	// ones refuse.
-	Compat, ROCompat, Incompat uint64
+// Close stops what runs in the background. Leases must be released: one that is
+// not stays this machine's in the store until it runs out, and its fence is
+// closed at once, as after a crash.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	left := slices.Collect(maps.Keys(p.leases))
+	p.mu.Unlock()
+	for _, l := range left {
+		l.abandon()
+	}
+	return nil
 }
-
-// MaxSize is the largest volume: 8 EiB would overflow loff_t, and 64 TiB keep
-// the local map (1 bit per block, two bitmaps) within 4 GiB of sparse tmpfs.
-const MaxSize = 64 << 40
-
-// CheckName says whether s may name a volume: [A-Za-z0-9][A-Za-z0-9._-]{0,63}.
-// Else ErrBadName with what is allowed.
-func CheckName(s string) error { panic("unwritten") }
-
-// CheckSize says whether n bytes may be a volume's size.
-func CheckSize(n int64) error { panic("unwritten") }
-
-// Volumes lists the catalogue, sorted by name, also what is Creating or Removing.
-func (p *Pool) Volumes(ctx context.Context) ([]Volume, error) { panic("unwritten") }
-
-// Volume reads one record: ErrNoVolume if there is none.
-func (p *Pool) Volume(ctx context.Context, name string) (Volume, error) { panic("unwritten") }
-
-// CreateVolume enters a volume as Creating, with a claimed layer id, and formats
-// the pool first if need be. The caller makes the map and then calls Update to
-// set it Ready. A leftover Creating volume of the same name is taken over.
-func (p *Pool) CreateVolume(ctx context.Context, name string, size int64, mapHeight uint8) (Volume, error) {
-	panic("unwritten")
-}
-
-// Update changes a record by compare-and-swap, calling f again on a conflict.
-func (p *Pool) Update(ctx context.Context, name string, f func(*Volume) error) (Volume, error) {
-	panic("unwritten")
-}
-
-// ForgetVolume takes a Removing volume, whose blocks are gone, out of the
-// catalogue and drops its layers.
-func (p *Pool) ForgetVolume(ctx context.Context, name string) error { panic("unwritten") }
-
-// LeaseOptions of Acquire.
-type LeaseOptions struct {
-	// TTL is how long others wait for a silent holder; renewal is at a third of
-	// it. 0: DefaultTTL.
-	TTL time.Duration
-	// Alone is true when the caller has proof that no other process of this
-	// machine holds the volume (the lock on its local state): a lease that this
-	// machine holds is then taken over at once.
-	Alone bool
-	// Resume keeps holder and generation of a lease that this machine holds
-	// (recovery after a crash of the daemon); else the generation rises.
-	Resume bool
-	// Wait is how long to wait for another machine's lease to run out before
-	// ErrHeld; 0: one TTL, negative: do not wait.
-	Wait time.Duration
-	// Notify, if not nil, is told what Acquire waits for.
-	Notify func(msg string)
-}
-
-// DefaultTTL bounds how long a crashed machine keeps a volume from others.
-const DefaultTTL = 20 * time.Second
-
-// Holder says who holds a lease, for people.
-type Holder struct {
-	ID         [16]byte // random per acquisition
-	Host       string   // host name
-	PID        int
-	Since      time.Time
-	Generation uint64
-	SameHost   bool // this machine, this boot
-}
-
-// Lease is the right to write to one volume. It renews itself until released.
-type Lease struct{ unwritten }
-
-// Acquire takes the volume's lease: ErrHeld, wrapped with the holder's name, if
-// somebody else has it.
-func (p *Pool) Acquire(ctx context.Context, volume string, opt LeaseOptions) (*Lease, error) {
-	panic("unwritten")
-}
-
-// Holder reads who holds a volume; ok is false if nobody does.
-func (p *Pool) Holder(ctx context.Context, volume string) (h Holder, ok bool, err error) {
-	panic("unwritten")
-}
-
-// Fence is checked by the store before each send; it follows the lease.
-func (l *Lease) Fence() *kvstore.Fence { panic("unwritten") }
-
-// ID and Generation identify the holder in the local state.
-func (l *Lease) ID() [16]byte { panic("unwritten") }
-
-// Generation of this holding.
-func (l *Lease) Generation() uint64 { panic("unwritten") }
-
-// Wait blocks while the lease is past its deadline and being renewed; nil when
-// writes may go on, ErrHeld if another holder took it, or ctx's error.
-func (l *Lease) Wait(ctx context.Context) error { panic("unwritten") }
-
-// Release gives the lease up. The caller has stopped writing and flushed.
-func (l *Lease) Release(ctx context.Context) error { panic("unwritten") }
-
-// Forget drops what the state directory remembers of a URL: the user's consent
-// that its data is lost.
-func Forget(stateDir, url string) error { panic("unwritten") }
-
-// Close stops what runs in the background. Leases must be released.
-func (p *Pool) Close() error { panic("unwritten") }
-
-type unwritten struct{}

@@ -1,0 +1,229 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// The lease of a volume is a record on the master (no copies: only one server
+// can decide). Its holder renews it at a third of its TTL by compare-and-swap,
+// which raises the sequence. Nobody trusts another machine's clock:
+//
+//   - an observer takes the lease over once it has seen the same record for a
+//     whole TTL of its own CLOCK_BOOTTIME;
+//   - the holder stops writing at the time when it SENT its last successful
+//     renewal, plus TTL, less a margin. That is earlier, because the renewal was
+//     stored after it was sent and seen after it was stored.
+//
+// The margin pays for clocks that run at different speeds and for requests that
+// passed the fence and are still on their way into the socket.
+//
+// The rules are the same for stores that no other machine can reach (file):
+// processes of other containers and users of this machine can, and no lock is
+// shared with all of them.
+
+// LeaseOptions of Acquire.
+type LeaseOptions struct {
+	// TTL is how long others wait for a silent holder; renewal is at a third of
+	// it. 0: DefaultTTL. At least 10 ms and at most an hour.
+	TTL time.Duration
+	// Alone is true when the caller has proof that no other process of this
+	// machine holds the volume (the lock on its local state): a lease that this
+	// machine holds is then taken over at once.
+	Alone bool
+	// Resume keeps holder and generation of a lease that this machine holds
+	// (recovery after a crash of the daemon); else the generation rises. It has
+	// no effect if somebody else held the lease meanwhile: compare ID and
+	// Generation.
+	Resume bool
+	// Wait is how long to wait for another machine's lease to run out before
+	// ErrHeld; 0: one TTL, or until the holder is seen to be alive; negative: do
+	// not wait.
+	Wait time.Duration
+	// Notify, if not nil, is told what Acquire waits for.
+	Notify func(msg string)
+}
+
+// DefaultTTL bounds how long a crashed machine keeps a volume from others.
+const DefaultTTL = 20 * time.Second
+
+// minTTL keeps millisecond rounding and scheduling out of the arithmetic.
+const minTTL = 10 * time.Millisecond
+
+// margin is the part of a TTL that its holder does not use.
+func margin(ttl time.Duration) time.Duration { return ttl / 5 }
+
+// Holder says who holds a lease, for people.
+type Holder struct {
+	ID         [16]byte // random per acquisition
+	Host       string   // host name
+	PID        int
+	Since      time.Time
+	Generation uint64
+	SameHost   bool // this machine, this boot
+}
+
+// Lease is the right to write to one volume. It renews itself until released.
+// Safe for concurrent use.
+type Lease struct {
+	pool   *Pool
+	volume Volume // as read by Acquire
+	mine   leaseRecord
+	ttl    time.Duration
+	fence  kvstore.Fence
+
+	kick   chan struct{}    // asks for a renewal now
+	free   chan freeRequest // asks for a release
+	ctx    context.Context  // of the renewal goroutine
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when the renewal goroutine has ended
+
+	mu      sync.Mutex    // guards changed, over
+	changed chan struct{} // closed and replaced when Wait has to look again
+	over    error         // why writes will never go on
+}
+
+// Acquire takes the volume's lease: ErrHeld, wrapped with the holder's name, if
+// somebody else has it.
+func (p *Pool) Acquire(ctx context.Context, volume string, opt LeaseOptions) (*Lease, error) {
+	if opt.TTL == 0 {
+		opt.TTL = DefaultTTL
+	}
+	opt.TTL = opt.TTL.Truncate(time.Millisecond)
+	if opt.TTL < minTTL || opt.TTL > maxTTL {
+		return nil, fmt.Errorf("lease of %v: use %v to %v: %w", opt.TTL, minTTL, maxTTL, kvstore.ErrInvalid)
+	}
+	v, err := p.Volume(ctx, volume)
+	if err != nil {
+		return nil, err
+	}
+	if err := writable(v.ROCompat); err != nil {
+		return nil, fmt.Errorf("volume %s: %w", volume, err)
+	}
+	host, err := os.Hostname()
+	if err != nil || len(host) > maxHostname {
+		host = "unknown"
+	}
+	l := &Lease{pool: p, volume: v, ttl: opt.TTL,
+		mine: leaseRecord{held: true, volume: v.UUID, holder: newID(), at: p.host, pid: uint32(os.Getpid()),
+			ttl: opt.TTL, since: time.Now().UTC(), poolVersion: p.table.Load().record.version, hostname: host},
+		kick: make(chan struct{}, 1), free: make(chan freeRequest),
+		ended: make(chan struct{}), changed: make(chan struct{})}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	a := acquisition{lease: l, opt: opt, began: kvstore.Boottime(), fresh: l.mine.holder, since: l.mine.since}
+	sent, err := a.take(ctx)
+	if err != nil {
+		l.cancel()
+		return nil, err
+	}
+	if err := l.publish(ctx); err != nil {
+		l.undo(ctx)
+		return nil, err
+	}
+	if !l.start(sent) {
+		l.undo(ctx)
+		return nil, fmt.Errorf("acquire %s: %w", volume, kvstore.ErrClosed)
+	}
+	return l, nil
+}
+
+// undo frees a lease under which nothing was written, also when ctx has ended. If
+// that fails the lease runs out.
+func (l *Lease) undo(ctx context.Context) {
+	defer l.cancel()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_ = l.giveBack(ctx)
+}
+
+// publish writes holder and generation into the volume's record, before the
+// first write: a lost lease record then brings neither an old generation back
+// nor a second holder.
+func (l *Lease) publish(ctx context.Context) error {
+	v, err := l.pool.Update(ctx, l.volume.Name, func(v *Volume) error {
+		if v.UUID != l.volume.UUID {
+			return fmt.Errorf("%w: %s was removed and made anew", ErrNoVolume, v.Name)
+		}
+		if v.Generation > l.mine.generation || v.Generation == l.mine.generation && v.last.id != l.mine.holder {
+			return fmt.Errorf("%w: %s was taken by another holder meanwhile", ErrHeld, v.Name)
+		}
+		v.Generation = l.mine.generation
+		v.last = lastHolder{id: l.mine.holder, at: l.mine.at, ttl: l.ttl}
+		return nil
+	})
+	if err == nil {
+		l.volume = v
+	}
+	return err
+}
+
+// readLease returns the lease's record; nil if there is none.
+func (p *Pool) readLease(ctx context.Context, volume [16]byte) (*leaseRecord, stored, error) {
+	t := p.table.Load()
+	name := p.leaseName(volume)
+	s, err := p.get(ctx, t.master, name, kindLease)
+	if errors.Is(err, kvstore.ErrAbsent) {
+		return nil, stored{}, nil
+	}
+	if err != nil {
+		return nil, s, err
+	}
+	r, err := decodeLease(s.head, s.body)
+	if err == nil && r.volume != volume {
+		err = damaged("it is the lease of another volume")
+	}
+	if err != nil {
+		return nil, s, p.opError("read record", t.master, name, err)
+	}
+	return r, s, nil
+}
+
+// writeLease replaces the lease's record. The features and the tail of a newer
+// version's record end with it: they belong to its holder.
+func (p *Pool) writeLease(ctx context.Context, old stored, r *leaseRecord) error {
+	t := p.table.Load()
+	name := p.leaseName(r.volume)
+	h := head{kind: kindLease, nonce: newID(), revision: old.head.revision + 1}
+	return p.replace(ctx, t.master, name, old.raw, seal(name, h, r.encode()))
+}
+
+// Holder reads who holds a volume; ok is false if nobody does.
+func (p *Pool) Holder(ctx context.Context, volume string) (h Holder, ok bool, err error) {
+	v, err := p.Volume(ctx, volume)
+	if err != nil {
+		return Holder{}, false, err
+	}
+	r, _, err := p.readLease(ctx, v.UUID)
+	if err != nil || r == nil || !r.held {
+		return Holder{}, false, err
+	}
+	return p.holder(r), true, nil
+}
+
+func (p *Pool) holder(r *leaseRecord) Holder {
+	return Holder{ID: r.holder, Host: r.hostname, PID: int(r.pid), Since: r.since, Generation: r.generation, SameHost: r.at == p.host}
+}
+
+// heldError says who has a volume and what to do.
+func heldError(volume string, r *leaseRecord) error {
+	if r == nil {
+		return fmt.Errorf("%w: %s: the record of its lease was lost, so its last holder may still write: try again in a while", ErrHeld, volume)
+	}
+	return fmt.Errorf("%w: %s is held by %s (pid %d) since %s: unmount it there, or wait %v if that machine is gone",
+		ErrHeld, volume, r.hostname, r.pid, r.since.Local().Format("2006-01-02 15:04:05"), r.ttl)
+}
+
+// Fence is checked by the store before each send; it follows the lease.
+func (l *Lease) Fence() *kvstore.Fence { return &l.fence }
+
+// ID and Generation identify the holder in the local state.
+func (l *Lease) ID() [16]byte { return l.mine.holder }
+
+// Generation of this holding.
+func (l *Lease) Generation() uint64 { return l.mine.generation }
