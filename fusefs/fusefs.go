@@ -6,13 +6,53 @@
 // worker idle leads: it takes all that queued, serves it as one batch and wakes
 // the others (dispatch.go). So requests that come in while a batch is under way
 // form the next batch, with no thread of our own in between.
+//
+// # The nouns
+//
+//   - A node is a name that the kernel knows: the root, .stats, an image, or a
+//     pending image (nodes.go).
+//   - An image is the file of a volume. A pending image was created and has no
+//     size yet; it lives in memory only and becomes a volume when it is given
+//     its first size (`truncate -s 10G DIR/NAME`).
+//   - A handle is one open of a node; it holds one reference of its volume.
+//   - A call is one data request on its way through a lane: a queue, the worker
+//     that serves it, and whoever leads it at the moment.
+//
+// # The flow
+//
+//	go-fuse -> tree (names.go, open.go, data.go, size.go) -> dispatcher -> volume.Worker
+//
+// READ and WRITE go through the fast lanes, one per CPU. FSYNC and FALLOCATE go
+// through the slow ones, so that nothing that takes long by nature holds up
+// reads. A lane whose batch does not return is relieved of its queue (watch.go).
+//
+// # Locks
+//
+// The data path takes none: handles are looked up in a slice that is replaced
+// whole, lanes are lists with an atomic head, in-flight requests are stamps in
+// atomic slots. The slow paths take, in this order and never two of one kind:
+// node.changing (held during store access, orders CREATE-to-size and open on one
+// node), tree.mu (never held during store access), catalogue.mu, usage.mu.
+//
+// # The traps
+//
+// This process must never touch its own mount: not open, not stat, not unmount
+// by way of a path below it. What is needed to know about it comes from
+// /proc/self/mountinfo and /sys. Notifications to the kernel are sent from
+// goroutines of their own, since the kernel may hold the lock of the inode whose
+// request we are serving.
 package fusefs
 
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
@@ -21,6 +61,8 @@ var (
 	ErrBusy = errors.New("mount is in use")
 	// ErrNoFUSE: /dev/fuse is missing or may not be opened.
 	ErrNoFUSE = errors.New("no /dev/fuse")
+	// ErrMountPoint: the mount point is not one, or not a safe one.
+	ErrMountPoint = errors.New("bad mount point")
 )
 
 // Options of Mount.
@@ -36,50 +78,173 @@ type Options struct {
 	MaxBackground int           // 0: 128 per volume, at least 256
 	Log           func(format string, args ...any)
 	Debug         bool
-	// Stats renders the .stats file; nil: the package's own counters as JSON.
+	// Stats renders the .stats file; nil: the package's own counters as JSON
+	// (Server.StatsJSON).
 	Stats func() []byte
+	// Usage answers STATFS (Store.Control().Usage); it is asked at most once a
+	// second. nil: the capacity is shown as unknown, that is as very large.
+	Usage func(ctx context.Context) (kvstore.Usage, error)
 }
 
-// Server is a served mount.
-type Server struct{ unwritten }
+// Server is a served mount. All methods may be called at any time by any
+// goroutine, unless said.
+type Server struct {
+	opt  Options
+	dir  string // resolved mount point, or /dev/fd/N
+	tree *tree
+	disp *dispatcher
+	conn *connection
+	fuse *fuse.Server
+	done chan struct{} // closed when nobody serves any more
+
+	// ctx ends when requests in flight must fail: forced unmount, or the kernel
+	// aborted the connection.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	closer closer
+	watch  watchdog
+
+	background atomic.Int32 // max_background as the kernel has it now
+
+	unmounting sync.Mutex // one Unmount at a time
+	closing    sync.Mutex // one Close at a time
+}
+
+// maxRequest is the largest READ or WRITE in bytes that we let the kernel send.
+// go-fuse keeps one buffer of this size per WRITE in flight, so it is memory
+// times queue depth; and a larger request gains nothing, since the volume sends
+// 128 KiB of a request at a time. The kernel splits what is larger and sends the
+// parts in parallel.
+const maxRequest = 256 << 10
+
+// Queue depth: loop devices send up to 128 requests at once, and with
+// asynchronous direct I/O every one counts as a background request.
+const (
+	backgroundPerVolume = 128
+	minBackground       = 256
+	maxBackground       = 1<<16 - 1 // the protocol has 16 bits for it
+)
 
 // Mount mounts and begins to serve; when it returns without error the kernel's
-// INIT was answered.
-func Mount(ctx context.Context, vols *volume.Set, opt Options) (*Server, error) { panic("unwritten") }
+// INIT was answered. ctx bounds the mounting only.
+func Mount(ctx context.Context, vols *volume.Set, opt Options) (*Server, error) {
+	if opt.Log == nil {
+		opt.Log = func(string, ...any) {}
+	}
+	dir, err := checkMountPoint(opt.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{opt: opt, dir: dir, done: make(chan struct{})}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.disp = newDispatcher(s.ctx, func(ctx context.Context) (worker, error) { return vols.Worker(ctx) }, opt.Workers, opt.Log)
+	s.tree = newTree(s, vols)
+	s.closer.init(opt.Log)
 
-// Status is what the mount is doing now.
-type Status struct {
-	Dir      string   `json:"dir"`
-	Requests uint64   `json:"requests"`
-	InFlight int      `json:"in_flight"`
-	OldestMS int64    `json:"oldest_request_ms"`
-	Opened   []Opened `json:"opened"` // image files that are open
-	Batches  uint64   `json:"batches"`
-	Workers  int      `json:"workers"`
+	background := opt.MaxBackground
+	if background <= 0 {
+		// An unreachable store is not an error here: requests will say so.
+		infos, _ := s.tree.cat.list(ctx, 0)
+		background = backgroundPerVolume * len(infos)
+	}
+	background = min(max(background, minBackground), maxBackground)
+	s.background.Store(int32(background))
+
+	if s.conn, err = connect(dir, &opt); err != nil {
+		s.cancel()
+		return nil, err
+	}
+	s.fuse, err = fuse.NewServer(s.tree, s.conn.path(), s.mountOptions(background))
+	if err != nil {
+		s.cancel()
+		s.conn.abandon()
+		return nil, err
+	}
+	s.conn.identify()
+	go func() {
+		defer close(s.done)
+		s.fuse.Serve()
+		s.conn.close()
+	}()
+	s.watch.start(s)
+	return s, nil
 }
 
-// Opened is an image file that somebody has open.
-type Opened struct {
-	Volume string `json:"volume"`
-	Count  int    `json:"count"`
-	Write  bool   `json:"write"`
-	PIDs   []int  `json:"pids"` // that opened it; they may have gone since
+func (s *Server) mountOptions(background int) *fuse.MountOptions {
+	return &fuse.MountOptions{
+		AllowOther:    s.opt.AllowOther,
+		MaxBackground: background,
+		MaxWrite:      maxRequest,
+		FsName:        s.opt.Name,
+		Name:          fsSubtype,
+		// getxattr(security.capability) would come with each fallocate otherwise.
+		DisableXAttrs: true,
+		// Splice costs three system calls per READ and wins nothing here.
+		DisableSplice: true,
+		// Without it the kernel sends direct I/O one request at a time.
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
+		PanicHandler:      s.panicked,
+		Logger:            fuseLogger(s.opt.Log),
+		Debug:             s.opt.Debug,
+	}
 }
-
-// Status may be called at any time; it never waits for a request.
-func (s *Server) Status() Status { panic("unwritten") }
-
-// Resized tells the kernel that a volume's size changed.
-func (s *Server) Resized(volume string) { panic("unwritten") }
-
-// Unmount unmounts: ErrBusy if files are open or something is mounted on a
-// device over them. force detaches lazily and fails what is in flight.
-func (s *Server) Unmount(force bool) error { panic("unwritten") }
 
 // Wait returns when the mount is gone, whoever unmounted it.
-func (s *Server) Wait() { panic("unwritten") }
+func (s *Server) Wait() { <-s.done }
 
-// Close flushes and closes volumes and workers after the mount is gone.
-func (s *Server) Close(ctx context.Context) error { panic("unwritten") }
+// Dir returns the resolved mount point; /dev/fd/N if it is not known.
+func (s *Server) Dir() string {
+	if mp := s.conn.mountPoint(); mp != "" {
+		return mp
+	}
+	return s.dir
+}
 
-type unwritten struct{}
+// Connection returns the number of the connection below
+// /sys/fs/fuse/connections, 0 if it could not be found out.
+func (s *Server) Connection() int { return s.conn.number }
+
+// SetTimeout changes Options.Timeout for one volume, or for all if volume is
+// empty, now and for later opens: 0 waits for ever.
+func (s *Server) SetTimeout(volume string, d time.Duration) { s.tree.setTimeout(volume, d) }
+
+// Resized tells the kernel that a volume's size changed. It returns at once.
+func (s *Server) Resized(volume string) {
+	s.tree.cat.forget()
+	id, ok := s.tree.idOf(volume)
+	if !ok {
+		return
+	}
+	// Never from the caller's goroutine: it may serve a request on this very inode.
+	go func() {
+		select {
+		case <-s.done:
+		default:
+			s.fuse.InodeNotify(id, 0, 0)
+		}
+	}()
+}
+
+// Close flushes and closes volumes and workers after the mount is gone; it waits
+// for that. If a volume cannot be closed before ctx ends its error is returned,
+// and Close may be called again.
+func (s *Server) Close(ctx context.Context) error {
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	s.watch.stop()
+	// The kernel drops the RELEASE requests that it had queued when the mount went.
+	for _, v := range s.tree.dropHandles() {
+		s.closer.add(v)
+	}
+	if err := s.closer.wait(ctx); err != nil {
+		return err
+	}
+	s.cancel()
+	return s.disp.close()
+}

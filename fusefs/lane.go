@@ -1,0 +1,224 @@
+package fusefs
+
+import (
+	"runtime/debug"
+	"sync/atomic"
+
+	"github.com/kvbfs/kvbfs/kvstore/volume"
+)
+
+// lane is the queue of one worker, by flat combining: whoever finds it idle
+// leads, serves its own call with all that queued meanwhile, and then hands the
+// lead to the oldest call that waits, so that nobody leads for ever.
+//
+// The head is the whole state: nil is idle; busy is led, with nothing queued; any
+// other call is the newest of a list that ends at busy. Calls are only ever
+// pushed one by one and taken all together, so reuse of a call cannot confuse the
+// list (no ABA).
+type lane struct {
+	head atomic.Pointer[call]
+	load atomic.Int32 // calls that joined and have no result yet
+	// stuck is set by the watchdog and cleared when a batch ends: pick avoids it.
+	stuck atomic.Bool
+	// began is when the batch in progress was handed to the worker, as clock
+	// tells; 0: none.
+	began atomic.Int64
+	_     [64]byte // what follows is written by the leader only
+
+	d        *dispatcher
+	counters counters
+
+	// Owned by the leader; handing over the lead passes it on.
+	worker     worker // nil: not opened yet, or given up after a panic
+	rest, last *call  // oldest and newest of what was taken and not served
+	reqs       [volume.MaxRequests]*volume.Request
+}
+
+// busy marks the end of a led lane's list.
+var busy = new(call)
+
+func newLane(d *dispatcher) *lane { return &lane{d: d} }
+
+// do serves c and returns when it has its result.
+func (l *lane) do(c *call) {
+	l.load.Add(1)
+	c.lane = l
+	if !l.enter(c) && <-c.wake == served {
+		return
+	}
+	// Not l: the watchdog may have moved the call to another lane.
+	c.lane.lead()
+}
+
+// enter makes the caller leader if the lane is idle, with c the only call taken;
+// else it queues c.
+func (l *lane) enter(c *call) (leads bool) {
+	for {
+		h := l.head.Load()
+		if h == nil {
+			if l.head.CompareAndSwap(nil, busy) {
+				c.next = nil
+				l.rest, l.last = c, c
+				return true
+			}
+			continue
+		}
+		c.next = h
+		if l.head.CompareAndSwap(h, c) {
+			return false
+		}
+	}
+}
+
+// lead serves one batch, which begins with the caller's own call, and hands over.
+func (l *lane) lead() {
+	first, n := l.gather()
+	l.serve(n)
+	l.load.Add(int32(-n))
+	l.handOver()
+	// From here on the lane is somebody else's. A call that was woken may be used
+	// again at once, so next is read before.
+	for c := first.next; c != nil; {
+		next := c.next
+		c.wake <- served
+		c = next
+	}
+}
+
+// gather takes what is queued and fills reqs with the oldest of it, in the order
+// of arrival. It returns them as a list; the first is the leader's own.
+func (l *lane) gather() (first *call, n int) {
+	if l.head.Load() != busy {
+		l.append(chain(l.head.Swap(busy)))
+	}
+	first = l.rest
+	var last *call
+	for c := first; c != nil && n < len(l.reqs); c = c.next {
+		l.reqs[n] = &c.req
+		n++
+		last = c
+	}
+	l.rest = last.next
+	last.next = nil
+	return first, n
+}
+
+// append puts a list, which may be empty, behind what was taken already.
+func (l *lane) append(first, last *call) {
+	switch {
+	case first == nil:
+		return
+	case l.rest == nil:
+		l.rest = first
+	default:
+		l.last.next = first
+	}
+	l.last = last
+}
+
+// chain turns a taken list around: oldest first, with nil at its end. The list
+// is empty if the watchdog took it first.
+func chain(newest *call) (first, last *call) {
+	if newest == busy {
+		return nil, nil
+	}
+	last = newest
+	for c := newest; c != busy; {
+		next := c.next
+		c.next = first
+		first = c
+		c = next
+	}
+	return first, last
+}
+
+// handOver gives the lead to the oldest waiting call, or leaves the lane idle.
+func (l *lane) handOver() {
+	for l.rest == nil {
+		if l.head.CompareAndSwap(busy, nil) {
+			return
+		}
+		l.append(chain(l.head.Swap(busy)))
+	}
+	l.rest.wake <- lead
+}
+
+// serve gives the first n of reqs their results. It always returns.
+func (l *lane) serve(n int) {
+	reqs := l.reqs[:n]
+	now := clock()
+	l.began.Store(now)
+	l.counters.count(reqs)
+	defer l.ended(reqs)
+	if l.worker == nil {
+		w, err := l.d.open(l.d.ctx)
+		if err != nil {
+			fail(reqs, err)
+			return
+		}
+		l.worker = w
+	}
+	l.worker.Do(l.d.ctx, reqs)
+}
+
+// ended is deferred by serve: it contains a panic of the worker. All calls of
+// the batch fail then, because nobody knows which of them were served, and the
+// worker is given up: its state cannot be trusted.
+func (l *lane) ended(reqs []*volume.Request) {
+	if r := recover(); r != nil {
+		l.d.log("panic while serving %d requests: %v\n%s", len(reqs), r, debug.Stack())
+		fail(reqs, errPanic)
+		go closeQuietly(l.worker)
+		l.worker = nil
+	}
+	l.counters.failed(reqs)
+	clear(reqs)
+	l.began.Store(0)
+	l.stuck.Store(false)
+}
+
+func fail(reqs []*volume.Request, err error) {
+	for _, r := range reqs {
+		r.Err = err
+	}
+}
+
+// closeQuietly closes a worker that panicked and may panic again.
+func closeQuietly(w worker) {
+	defer func() { _ = recover() }()
+	if w != nil {
+		_ = w.Close() // it is broken already, and was logged
+	}
+}
+
+// relieve takes the calls that wait behind a batch that does not return, oldest
+// first, and reports how many. Any goroutine may call it. What the leader has
+// taken already stays with it.
+func (l *lane) relieve() (first, last *call, n int32) {
+	for {
+		h := l.head.Load()
+		if h == nil || h == busy {
+			return nil, nil, 0
+		}
+		if l.head.CompareAndSwap(h, busy) {
+			first, last = chain(h)
+			for c := first; c != nil; c = c.next {
+				n++
+			}
+			l.load.Add(-n)
+			return first, last, n
+		}
+	}
+}
+
+// adopt makes a relieved list the queue of l, which must be new: nobody else may
+// know it yet. The oldest call leads.
+func (l *lane) adopt(first, last *call, n int32) {
+	l.head.Store(busy)
+	l.load.Store(n)
+	l.rest, l.last = first, last
+	for c := first; c != nil; c = c.next {
+		c.lane = l
+	}
+	first.wake <- lead
+}
