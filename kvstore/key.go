@@ -80,9 +80,14 @@ func Seed(uuid [16]byte) uint32 { return crc32.Checksum(uuid[:], castagnoli) }
 // of this layer or any other, does not pass.
 //
 // It allocates nothing. The Castagnoli polynomial has an instruction on amd64
-// and arm64, which hash/crc32 uses.
+// and arm64, which hash/crc32 uses. The key goes through the table here, because
+// hash/crc32 lets its argument escape to the heap.
 func Checksum(seed uint32, k Key, data []byte) uint32 {
 	var raw [KeySize]byte
 	k.Put(raw[:])
-	return crc32.Update(crc32.Update(seed, castagnoli, raw[:]), castagnoli, data)
+	crc := ^seed
+	for _, b := range raw {
+		crc = castagnoli[byte(crc)^b] ^ crc>>8
+	}
+	return crc32.Update(^crc, castagnoli, data)
 }

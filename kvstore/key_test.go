@@ -1,0 +1,28 @@
+package kvstore
+
+import (
+	"hash/crc32"
+	"math/rand/v2"
+	"testing"
+)
+
+// The checksum is what hash/crc32 gives over key and data, and allocates nothing.
+func TestChecksum(t *testing.T) {
+	data := make([]byte, BlockSize)
+	for range 100 {
+		seed, k := rand.Uint32(), Key{LayerID(rand.Uint32()), Kind(rand.Uint32()), rand.Uint64() & MaxNumber}
+		data[rand.IntN(len(data))]++
+		var raw [KeySize]byte
+		k.Put(raw[:])
+		want := crc32.Update(crc32.Update(seed, castagnoli, raw[:]), castagnoli, data)
+		if got := Checksum(seed, k, data); got != want {
+			t.Fatalf("Checksum(%#x, %v) is %#x, want %#x", seed, k, got, want)
+		}
+		if back := ParseKey(raw[:]); back != k {
+			t.Fatalf("%v encoded and parsed is %v", k, back)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { Checksum(1, Key{Number: 2}, data) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
