@@ -8,8 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
+	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
 // cli is the grammar. Each verb is a type in its own file with a
@@ -18,6 +27,7 @@ type cli struct {
 	Mount   mountCmd   `cmd:"" help:"Serve the volumes of a store as files in a directory."`
 	Umount  umountCmd  `cmd:"" help:"Unmount, after everything is stored."`
 	Volume  volumeCmd  `cmd:"" help:"Create, list, resize, remove and examine volumes."`
+	Pool    poolCmd    `cmd:"" help:"Examine a pool, or forget one whose data is lost."`
 	Attach  attachCmd  `cmd:"" help:"Attach a volume to a loop device."`
 	Detach  detachCmd  `cmd:"" help:"Detach a loop device and wait until it is gone."`
 	Up      upCmd      `cmd:"" help:"Create, mount, attach, mkfs and mount a volume in one go."`
@@ -28,9 +38,16 @@ type cli struct {
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
+const description = `Block devices on a key-value store.
+
+The store is --store, else the environment variable KVBFS_STORE, else a directory of this machine. Sizes are written 10G, 512M, 1.5T or in bytes. The exit status is 0 for success, 1 for failure, 2 for bad usage.`
+
 // globals is what every verb gets.
 type globals struct {
 	ctx context.Context // ends at the first SIGINT or SIGTERM
+	// release stops the handling of signals here, for a verb that handles them
+	// itself. ctx does not end then.
+	release func()
 }
 
 // usageError is bad input: exit status 2.
@@ -41,23 +58,100 @@ func (e usageError) Unwrap() error { return e.error }
 // usagef returns an error that ends kvbfs with status 2.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
+// Exit statuses beside 0.
+const (
+	exitFailure     = 1
+	exitUsage       = 2
+	exitInterrupted = 130 // 128 + SIGINT, as shells have it
+)
+
 func main() { os.Exit(run(os.Args[1:])) }
 
-func run(args []string) int {
+func run(args []string) (status int) {
+	defer func() {
+		if p := recover(); p != nil {
+			fmt.Fprintf(os.Stderr, "kvbfs: internal error: %v; this is a bug, please report it with the command that you ran\n", p)
+			if os.Getenv("KVBFS_DEBUG") != "" {
+				os.Stderr.Write(debug.Stack())
+			}
+			status = exitFailure
+		}
+	}()
 	var c cli
-	parser := kong.Must(&c, kong.Name("kvbfs"), kong.Description("Block devices on a key-value store."))
+	parser := kong.Must(&c, kong.Name("kvbfs"), kong.Description(description),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
 	k, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "kvbfs:", err)
-		return 2
+		fmt.Fprintf(os.Stderr, "kvbfs: %v (see %s)\n", err, helpFor(err))
+		return exitUsage
 	}
-	if err := k.Run(&globals{ctx: context.Background()}); err != nil {
-		fmt.Fprintln(os.Stderr, "kvbfs:", err)
-		var u usageError
-		if errors.As(err, &u) {
-			return 2
+	ctx, release := interruptible()
+	defer release()
+	if err := k.Run(&globals{ctx: ctx, release: release}); err != nil {
+		if !errors.Is(err, errSaid) {
+			fmt.Fprintln(os.Stderr, "kvbfs:", err)
 		}
-		return 1
+		return exitStatus(err)
 	}
 	return 0
+}
+
+// helpFor names the command that explains what was used wrongly.
+func helpFor(err error) string {
+	var p *kong.ParseError
+	if errors.As(err, &p) && p.Context != nil {
+		if n := p.Context.Selected(); n != nil {
+			return fmt.Sprintf("`kvbfs %s --help`", strings.TrimSpace(n.Path()))
+		}
+	}
+	return "`kvbfs --help`"
+}
+
+// errSaid is a failure that the verb has told already.
+var errSaid = errors.New("")
+
+// exitStatus tells bad input from failure.
+func exitStatus(err error) int {
+	var u usageError
+	var s *daemon.StartError
+	switch {
+	case errors.As(err, &s):
+		return s.Status
+	case errors.As(err, &u), errors.Is(err, stack.ErrInput), errors.Is(err, pool.ErrBadName),
+		errors.Is(err, pool.ErrBadSize), errors.Is(err, volume.ErrShrink), errors.Is(err, volume.ErrOutside):
+		return exitUsage
+	case errors.Is(err, context.Canceled):
+		return exitInterrupted
+	}
+	return exitFailure
+}
+
+// interruptible returns a context that ends at the first SIGINT or SIGTERM; the
+// second one ends the process at once.
+func interruptible() (context.Context, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	stop := make(chan struct{})
+	released := false
+	go func() {
+		for range 2 {
+			select {
+			case <-signals:
+				if ctx.Err() != nil {
+					os.Exit(exitInterrupted)
+				}
+				cancel()
+			case <-stop:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		if !released {
+			released = true
+			signal.Stop(signals)
+			close(stop)
+		}
+	}
 }

@@ -1,5 +1,120 @@
 package main
 
-type statusCmd struct{}
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
 
-func (c *statusCmd) Run(g *globals) error { panic("unwritten") }
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+)
+
+type statusCmd struct {
+	Dir  string `arg:"" optional:"" help:"Mount to tell of. Default: all."`
+	JSON bool   `name:"json" help:"Print a JSON array, one object per mount."`
+}
+
+func (c *statusCmd) Help() string {
+	return "It asks the daemons and reads /proc and /sys; it never touches a mount, so it answers also when one hangs."
+}
+
+// mountStatus is one mount of status --json.
+type mountStatus struct {
+	*daemon.Status
+	Users   []string `json:"users"`             // processes that have something of the mount open
+	Problem string   `json:"problem,omitempty"` // why there is no more to tell
+}
+
+// statusTime bounds one daemon's answer.
+const statusTime = 3 * time.Second
+
+func askStatus(ctx context.Context, m daemon.Mount, out *daemon.Status) error {
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	return daemon.Call(ctx, m, "status", nil, out)
+}
+
+func (c *statusCmd) Run(g *globals) error {
+	mounts, err := daemon.Mounts()
+	if err != nil {
+		return err
+	}
+	if c.Dir != "" {
+		m, ok := daemon.FindDir(c.Dir)
+		if !ok {
+			return fmt.Errorf("%s is not mounted by kvbfs", c.Dir)
+		}
+		mounts = []daemon.Mount{m}
+	}
+	all := make([]mountStatus, len(mounts))
+	var wg sync.WaitGroup
+	for i, m := range mounts {
+		wg.Go(func() {
+			s := &daemon.Status{}
+			all[i] = mountStatus{Status: s, Users: daemon.Processes(m.Dir)}
+			if err := askStatus(g.ctx, m, s); err != nil {
+				*s = daemon.Status{Mount: m}
+				all[i].Problem = err.Error()
+			}
+		})
+	}
+	wg.Wait()
+	if c.JSON {
+		return printJSON(all)
+	}
+	if len(all) == 0 {
+		fmt.Fprintln(os.Stderr, "nothing is mounted; `kvbfs mount DIR` does")
+		return nil
+	}
+	for i, s := range all {
+		if i > 0 {
+			fmt.Println()
+		}
+		s.print()
+	}
+	return nil
+}
+
+func (s mountStatus) print() {
+	line := func(name, format string, args ...any) { fmt.Printf("  %-11s %s\n", name, fmt.Sprintf(format, args...)) }
+	fmt.Println(s.Dir)
+	line("store", "%s", s.Store)
+	line("process", "%d, since %s", s.PID, s.Started.Local().Format("2006-01-02 15:04:05"))
+	if s.Problem != "" {
+		line("NOT ANSWERING", "%s", s.Problem)
+		line("", "`kvbfs umount --force %s` ends it; requests in flight fail then", s.Dir)
+		return
+	}
+	line("durability", "%s", s.Durability)
+	line("requests", "%d served, %d in flight, oldest %v", s.FS.Requests, s.FS.InFlight, time.Duration(s.FS.OldestMS)*time.Millisecond)
+	for _, v := range s.Volumes {
+		if v.Error != "" {
+			line("volume", "%s: %s", v.Name, v.Error)
+			continue
+		}
+		c := v.Counters
+		line("volume", "%s, %s, %s stored: %d reads (%s), %d writes (%s), %d flushes, %d discards, %d errors", v.Name,
+			stack.FormatSize(v.Size), stack.FormatSize(v.Allocated), c.Reads, stack.FormatSize(int64(c.ReadBytes)),
+			c.Writes, stack.FormatSize(int64(c.WriteBytes)), c.Flushes, c.Discards, c.Errors)
+		if c.LostBlocks+c.CorruptBlocks > 0 {
+			line("DAMAGED", "%s: %d blocks lost, %d corrupt", v.Name, c.LostBlocks, c.CorruptBlocks)
+		}
+	}
+	for _, d := range s.Devices {
+		line("device", "%s on %s, %s", d.Path, strings.TrimPrefix(d.Backing, s.Dir+"/"), stack.FormatSize(d.Size))
+	}
+	for _, u := range s.Users {
+		line("used by", "%s", u)
+	}
+	for _, f := range s.Findings {
+		if f.Severity != "info" {
+			line(f.Severity, "%s: %s", f.Server, f.What)
+		}
+	}
+	if s.Draining != "" {
+		line("ending", "%s", s.Draining)
+	}
+}

@@ -1,5 +1,114 @@
 package main
 
-type umountCmd struct{}
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
 
-func (c *umountCmd) Run(g *globals) error { panic("unwritten") }
+	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/fusefs"
+)
+
+type umountCmd struct {
+	Dir   string `arg:"" help:"Directory to unmount."`
+	Force bool   `help:"Unmount although it is in use; requests in flight fail and what is not stored is lost."`
+}
+
+func (c *umountCmd) Help() string {
+	return "It returns when everything is stored and the daemon is gone. A mount that a loop device or a process uses is refused, with who uses it."
+}
+
+func (c *umountCmd) Run(g *globals) error {
+	dir, err := daemon.Canonical(c.Dir)
+	if err != nil {
+		return err
+	}
+	m, ok := daemon.FindDir(dir)
+	if !ok {
+		return c.withoutDaemon(dir)
+	}
+	err = daemon.CallProgress(g.ctx, m, "umount", daemon.UmountParams{Force: c.Force}, nil, func(p daemon.Progress) {
+		fmt.Fprintln(os.Stderr, "kvbfs: waiting:", p.Text)
+	})
+	switch {
+	case errors.Is(err, fusefs.ErrBusy):
+		return fmt.Errorf("%s is still used by %s", dir, users(dir, err))
+	case err != nil && g.ctx.Err() != nil:
+		return fmt.Errorf("%s: interrupted; process %d goes on storing what is left", dir, m.PID)
+	case errors.Is(err, daemon.ErrNotAnswering) && c.Force:
+		return c.forced(dir, m)
+	case errors.Is(err, daemon.ErrNotAnswering):
+		return fmt.Errorf("%w; `kvbfs umount --force %s` gives up what is not stored", err, dir)
+	case err != nil:
+		return err
+	}
+	if !daemon.WaitGone(g.ctx, m, leaveTime) {
+		return fmt.Errorf("%s is unmounted and stored, but process %d has not ended yet", dir, m.PID)
+	}
+	return nil
+}
+
+// leaveTime is what a daemon has to end after its last answer.
+const leaveTime = 10 * time.Second
+
+// users names who uses a mount: what the daemon said, or what we see.
+func users(dir string, err error) string {
+	list := append(daemon.Devices(dir), daemon.Processes(dir)...)
+	if len(list) > 0 {
+		return strings.Join(list, ", ")
+	}
+	return strings.TrimPrefix(err.Error(), fusefs.ErrBusy.Error()+": ")
+}
+
+// withoutDaemon unmounts what no daemon of this runtime directory serves.
+func (c *umountCmd) withoutDaemon(dir string) error {
+	m, ok := daemon.FUSEMount(dir)
+	if !ok {
+		return fmt.Errorf("%s is not mounted by kvbfs", dir)
+	}
+	if m.Dead() || c.Force {
+		if err := daemon.Detach(dir); err != nil {
+			return fmt.Errorf("taking the dead mount off %s: %w", dir, err)
+		}
+		fmt.Printf("%s: no daemon served it any more; the dead mount is taken off\n", dir)
+		return nil
+	}
+	if !strings.HasPrefix(m.Type, "fuse.kvbfs") {
+		return fmt.Errorf("%s is not mounted by kvbfs (%s, type %s)", dir, m.Source, m.Type)
+	}
+	// Somebody else's daemon, or one with another runtime directory: it drains by
+	// itself once it is unmounted.
+	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EPERM) {
+		var out []byte
+		if out, err = exec.Command("fusermount3", "-u", "--", dir).CombinedOutput(); err != nil {
+			err = fmt.Errorf("%s", strings.TrimSpace(string(out)))
+		}
+	}
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s is still used by %s", dir, users(dir, errors.New("an unknown process")))
+	}
+	return err
+}
+
+// forced ends a mount whose daemon does not answer: requests in flight fail, so
+// that their users get an error instead of waiting for ever.
+func (c *umountCmd) forced(dir string, m daemon.Mount) error {
+	if f, ok := daemon.FUSEMount(dir); ok {
+		if f.Connection != "" {
+			if err := os.WriteFile(f.Connection+"/abort", []byte("1"), 0); err != nil {
+				fmt.Fprintln(os.Stderr, "kvbfs: warning: aborting the connection:", err)
+			}
+		}
+		if err := daemon.Detach(dir); err != nil {
+			return fmt.Errorf("taking the mount off %s: %w", dir, err)
+		}
+	}
+	fmt.Printf("%s: taken off by force; process %d does not answer and may have to be killed\n", dir, m.PID)
+	return nil
+}

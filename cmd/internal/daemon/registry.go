@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -170,4 +171,15 @@ func alive(m Mount) bool {
 	base := strings.TrimSuffix(m.Socket, ".sock")
 	now, ok := look(base + ".json")
 	return ok && now.PID == m.PID && now.Started.Equal(m.Started)
+}
+
+// WaitGone waits until the daemon of m has ended, at most for d.
+func WaitGone(ctx context.Context, m Mount, d time.Duration) bool {
+	for deadline := time.Now().Add(d); alive(m); {
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return false
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return true
 }

@@ -31,4 +31,6 @@ func openFile(_ context.Context, canonical string, _ Config) (kvstore.Store, err
 	return st, nil
 }
 
-func openMem(context.Context, string, Config) (kvstore.Store, error) { return mem.New(mem.Config{}), nil }
+func openMem(context.Context, string, Config) (kvstore.Store, error) {
+	return mem.New(mem.Config{}), nil
+}

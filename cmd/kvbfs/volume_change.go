@@ -1,0 +1,161 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
+)
+
+type volumeCreateCmd struct {
+	storeFlag
+	Name      string `arg:"" help:"Name: letters, digits, dot, dash and underscore, at most 64."`
+	Size      string `required:"" help:"Size, as 10G; a multiple of 4096 bytes." placeholder:"SIZE"`
+	Dangerous bool   `help:"Use a store that may lose data as it is set up."`
+}
+
+func (c *volumeCreateCmd) Run(g *globals) error {
+	size, err := volumeSize(c.Name, c.Size)
+	if err != nil {
+		return err
+	}
+	return c.on(g, c.Name, c.Dangerous, func(v daemon.Volumes) error {
+		if err := v.Create(g.ctx, c.Name, size); err != nil {
+			return err
+		}
+		fmt.Printf("%s: %s, empty\n", c.Name, stack.FormatSize(size))
+		return nil
+	})
+}
+
+// volumeSize checks a name and a size before any store is asked.
+func volumeSize(name, size string) (int64, error) {
+	if err := pool.CheckName(name); err != nil {
+		return 0, err
+	}
+	n, err := stack.ParseSize(size)
+	if err != nil {
+		return 0, err
+	}
+	if rest := n % kvstore.BlockSize; rest != 0 && n > 0 {
+		return 0, usagef("bad size %s: not a multiple of %d bytes; %d is", size, kvstore.BlockSize, n-rest+kvstore.BlockSize)
+	}
+	return n, pool.CheckSize(n)
+}
+
+type volumeResizeCmd struct {
+	storeFlag
+	Name        string `arg:"" help:"Volume."`
+	Size        string `arg:"" help:"New size, as 20G."`
+	AllowShrink bool   `help:"Let the volume become smaller; what lies beyond the new end is lost."`
+	Dangerous   bool   `help:"Use a store that may lose data as it is set up."`
+}
+
+func (c *volumeResizeCmd) Help() string {
+	return "A loop device on the volume has to be told (losetup -c DEV), and then the file system (resize2fs DEV, xfs_growfs DIR)."
+}
+
+func (c *volumeResizeCmd) Run(g *globals) error {
+	size, err := volumeSize(c.Name, c.Size)
+	if err != nil {
+		return err
+	}
+	return c.on(g, c.Name, c.Dangerous, func(v daemon.Volumes) error {
+		if err := v.Resize(g.ctx, c.Name, size, c.AllowShrink); err != nil {
+			return err
+		}
+		fmt.Printf("%s: %s\n", c.Name, stack.FormatSize(size))
+		return nil
+	})
+}
+
+type volumeRmCmd struct {
+	storeFlag
+	Name string `arg:"" help:"Volume."`
+	Yes  bool   `short:"y" help:"Do not ask."`
+}
+
+func (c *volumeRmCmd) Run(g *globals) error {
+	if err := pool.CheckName(c.Name); err != nil {
+		return err
+	}
+	return c.on(g, c.Name, true, func(v daemon.Volumes) error {
+		info, err := v.Info(g.ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if err := c.confirm(info); err != nil {
+			return err
+		}
+		show := newProgress("removing " + c.Name)
+		err = v.Remove(g.ctx, c.Name, show.update)
+		show.end()
+		if err != nil && g.ctx.Err() != nil {
+			return fmt.Errorf("interrupted; the same command goes on with it: %w", err)
+		}
+		if err == nil {
+			fmt.Printf("%s: removed\n", c.Name)
+		}
+		return err
+	})
+}
+
+// confirm asks on a terminal; a script says --yes.
+func (c *volumeRmCmd) confirm(info daemon.VolumeInfo) error {
+	if c.Yes {
+		return nil
+	}
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return usagef("removing %s loses its data: add --yes", c.Name)
+	}
+	held := "size " + stack.FormatSize(info.Size)
+	if info.Allocated >= 0 {
+		held += ", " + stack.FormatSize(info.Allocated) + " stored"
+	}
+	fmt.Fprintf(os.Stderr, "Remove %s (%s) and all of its data? [y/N] ", c.Name, held)
+	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes":
+		return nil
+	}
+	return fmt.Errorf("%s is kept", c.Name)
+}
+
+type volumeSetCmd struct {
+	storeFlag
+	Name      string         `arg:"" help:"Volume, which must be in use through a mount."`
+	IOTimeout *time.Duration `name:"io-timeout" help:"Give an I/O error when a server is silent for so long, as 30s; 0 waits for ever." placeholder:"D"`
+}
+
+func (c *volumeSetCmd) Help() string {
+	return "It lasts for as long as the volume is open; `kvbfs mount --io-timeout` sets what volumes begin with."
+}
+
+func (c *volumeSetCmd) Run(g *globals) error {
+	switch {
+	case c.IOTimeout == nil:
+		return usagef("nothing to set: --io-timeout")
+	case *c.IOTimeout < 0:
+		return usagef("--io-timeout must not be negative; 0 waits for ever")
+	}
+	if err := pool.CheckName(c.Name); err != nil {
+		return err
+	}
+	url, err := stack.Canonical(c.Store)
+	if err != nil {
+		return err
+	}
+	mounts := daemon.FindStore(url)
+	if len(mounts) == 0 {
+		return fmt.Errorf("no mount on this machine serves %s: there is nothing to set", url)
+	}
+	return daemon.Remote{Mount: choose(g.ctx, mounts, c.Name)}.SetTimeout(g.ctx, c.Name, *c.IOTimeout)
+}
