@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
@@ -47,6 +48,8 @@ type dispatcher struct {
 	ctx  context.Context // of every Worker.Do
 	open func(ctx context.Context) (worker, error)
 	log  func(format string, args ...any)
+	// patience is how long a batch may take before its lane counts as stuck.
+	patience time.Duration
 
 	fast, slow group
 	calls      sync.Pool
@@ -62,7 +65,7 @@ func newDispatcher(ctx context.Context, open func(context.Context) (worker, erro
 	if workers <= 0 {
 		workers = runtime.NumCPU()
 	}
-	d := &dispatcher{ctx: ctx, open: open, log: log}
+	d := &dispatcher{ctx: ctx, open: open, log: log, patience: stuckAfter}
 	d.calls.New = func() any { return &call{wake: make(chan wake, 1)} }
 	d.flying.init()
 	for range min(workers, maxLanes) {

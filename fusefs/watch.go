@@ -53,7 +53,7 @@ func (d *dispatcher) relieve(g *group) {
 	now := clock()
 	for _, l := range *g.lanes.Load() {
 		began := l.began.Load()
-		if began == 0 || now-began < int64(stuckAfter) {
+		if began == 0 || now-began < int64(d.patience) {
 			continue
 		}
 		l.stuck.Store(true)
