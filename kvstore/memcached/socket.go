@@ -66,12 +66,17 @@ func resolve(ctx context.Context, network, addr string) (unix.Sockaddr, error) {
 // dial begins a connection without waiting for it. done says that it stands
 // already (unix sockets).
 func dial(sa unix.Sockaddr) (fd int, done bool, err error) {
+	// Connect writes into the address that it is given: each dial has a copy.
 	family := unix.AF_UNIX
-	switch sa.(type) {
+	switch a := sa.(type) {
+	case *unix.SockaddrUnix:
+		sa = &unix.SockaddrUnix{Name: a.Name}
 	case *unix.SockaddrInet4:
 		family = unix.AF_INET
+		sa = &unix.SockaddrInet4{Port: a.Port, Addr: a.Addr}
 	case *unix.SockaddrInet6:
 		family = unix.AF_INET6
+		sa = &unix.SockaddrInet6{Port: a.Port, ZoneId: a.ZoneId, Addr: a.Addr}
 	}
 	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -145,8 +146,33 @@ func (s *Server) Restart() {
 	s.start()
 }
 
-// Pause stops the process (SIGSTOP): connections stay, nothing answers.
-func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+// Pause stops the process (SIGSTOP): connections stay, nothing answers. It
+// returns when all threads have stopped.
+func (s *Server) Pause() {
+	s.t.Helper()
+	s.signal(syscall.SIGSTOP)
+	for range 1000 {
+		if s.stopped() {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	s.t.Fatalf("memcached on %s does not stop", s.addr)
+}
+
+// stopped says whether every thread is in state T.
+func (s *Server) stopped() bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.PID()))
+	for _, file := range threads {
+		stat, err := os.ReadFile(file)
+		// pid (comm) state ...: the command's name may hold anything, also ')'.
+		i := strings.LastIndexByte(string(stat), ')')
+		if err != nil || i < 0 || !strings.HasPrefix(string(stat[i:]), ") T") {
+			return false
+		}
+	}
+	return len(threads) > 0
+}
 
 // Resume lets a paused process go on (SIGCONT).
 func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
