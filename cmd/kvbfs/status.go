@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/fusefs"
 )
 
 type statusCmd struct {
@@ -54,7 +55,7 @@ func (c *statusCmd) Run(g *globals) error {
 	for i, m := range mounts {
 		wg.Go(func() {
 			s := &daemon.Status{}
-			all[i] = mountStatus{Status: s, Users: daemon.Processes(m.Dir)}
+			all[i] = mountStatus{Status: s, Users: fusefs.Users(m.Dir)}
 			if err := askStatus(g.ctx, m, s); err != nil {
 				*s = daemon.Status{Mount: m}
 				all[i].Problem = err.Error()

@@ -56,10 +56,9 @@ func (c *umountCmd) Run(g *globals) error {
 // leaveTime is what a daemon has to end after its last answer.
 const leaveTime = 10 * time.Second
 
-// users names who uses a mount: what the daemon said, or what we see.
+// users names who uses a mount: what we see, else what the daemon said.
 func users(dir string, err error) string {
-	list := append(daemon.Devices(dir), daemon.Processes(dir)...)
-	if len(list) > 0 {
+	if list := fusefs.Users(dir); len(list) > 0 {
 		return strings.Join(list, ", ")
 	}
 	return strings.TrimPrefix(err.Error(), fusefs.ErrBusy.Error()+": ")

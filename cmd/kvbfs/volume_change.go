@@ -131,12 +131,12 @@ func (c *volumeRmCmd) confirm(info daemon.VolumeInfo) error {
 
 type volumeSetCmd struct {
 	storeFlag
-	Name      string         `arg:"" help:"Volume, which must be in use through a mount."`
+	Name      string         `arg:"" help:"Volume."`
 	IOTimeout *time.Duration `name:"io-timeout" help:"Give an I/O error when a server is silent for so long, as 30s; 0 waits for ever." placeholder:"D"`
 }
 
 func (c *volumeSetCmd) Help() string {
-	return "It lasts for as long as the volume is open; `kvbfs mount --io-timeout` sets what volumes begin with."
+	return "It lasts for as long as the volume's mount; `kvbfs mount --io-timeout` sets what volumes begin with."
 }
 
 func (c *volumeSetCmd) Run(g *globals) error {

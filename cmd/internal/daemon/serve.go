@@ -114,6 +114,11 @@ func Serve(ctx context.Context, cfg Config) error {
 	}
 	err = s.run(signals)
 	control.close()
+	if errors.Is(err, ErrForced) {
+		if _, ok := FUSEMount(s.mount.Dir); ok {
+			_ = Detach(s.mount.Dir) // else a dead mount is left behind
+		}
+	}
 	s.entry.release()
 	if err == nil && cfg.LogPath != "" {
 		_ = os.Remove(cfg.LogPath) // it ended well: nobody needs to read why
@@ -145,7 +150,7 @@ func (s *server) start(ctx context.Context) (err error) {
 		return err
 	}
 	opt := s.cfg.FS
-	opt.Dir, opt.Name, opt.Log = s.cfg.Dir, s.stack.URL, s.log
+	opt.Dir, opt.Name, opt.Log, opt.Usage = s.cfg.Dir, s.stack.URL, s.log, s.stack.Store.Usage
 	if s.fs, err = fusefs.Mount(ctx, s.stack.Volumes, opt); err != nil {
 		_ = s.stack.Close(context.Background())
 		s.entry.release()
@@ -198,22 +203,18 @@ func (s *server) end(force bool) error {
 		return nil
 	default:
 	}
-	if users := Devices(s.mount.Dir); len(users) > 0 {
-		return fmt.Errorf("%w: %s", fusefs.ErrBusy, strings.Join(users, ", "))
+	if len(devicesOn(s.mount.Dir)) > 0 {
+		// A loop device may have gone lazily with its mount namespace: the kernel would
+		// let us unmount, and the device would be dead.
+		return fmt.Errorf("%w: %s is used by %s", fusefs.ErrBusy, s.mount.Dir, strings.Join(fusefs.Users(s.mount.Dir), ", "))
 	}
-	err := s.fs.Unmount(false)
-	if errors.Is(err, fusefs.ErrBusy) {
-		if users := Processes(s.mount.Dir); len(users) > 0 {
-			return fmt.Errorf("%w: %s", fusefs.ErrBusy, strings.Join(users, ", "))
-		}
-	}
-	return err
+	return s.fs.Unmount(false)
 }
 
 const (
 	// forcedClose bounds the clean-up after force: enough to give a lease back to
 	// a server that answers.
-	forcedClose = 2 * time.Second
+	forcedClose = 5 * time.Second
 	// drainRetry is the pause after an attempt to close that failed.
 	drainRetry = 2 * time.Second
 )
@@ -296,7 +297,7 @@ func (s *server) draining() string {
 
 // methods are all calls of the control socket.
 func (s *server) methods() map[string]method {
-	m := volumeMethods(Local{s.stack}, s.fs.Resized)
+	m := volumeMethods(Local{s.stack}, s.fs.Resized, s.fs.SetTimeout)
 	m["status"] = bind(func(ctx context.Context, _ struct{}, _ func(Progress)) (any, error) { return s.status(ctx), nil })
 	m["umount"] = bind(s.umount)
 	return m

@@ -97,6 +97,9 @@ func (s *server) askVolume(ctx context.Context, name string) OpenVolume {
 	}
 }
 
+// maxNames bounds the list of volumes in the banner.
+const maxNames = 8
+
 // banner tells a user what was mounted and how to go on.
 func (s *server) banner(workers int, notes []string, took time.Duration) string {
 	var b strings.Builder
@@ -141,7 +144,7 @@ func (s *server) bannerVolumes(line func(name, format string, args ...any)) {
 	default:
 		var names []string
 		for i, v := range list {
-			if i == maxUsers {
+			if i == maxNames {
 				names = append(names, fmt.Sprintf("and %d more", len(list)-i))
 				break
 			}

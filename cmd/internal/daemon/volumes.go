@@ -62,9 +62,6 @@ type Volumes interface {
 	// Remove tells progress, if not nil, how many blocks are gone of how many.
 	Remove(ctx context.Context, name string, progress func(done, total int64)) error
 	Where(ctx context.Context, name string, off int64) (PlaceInfo, error)
-	// SetTimeout changes how long requests of an open volume wait for a server
-	// that does not answer; 0: for ever.
-	SetTimeout(ctx context.Context, name string, d time.Duration) error
 	Close(ctx context.Context) error
 }
 
@@ -159,24 +156,6 @@ func (l Local) Where(ctx context.Context, name string, off int64) (PlaceInfo, er
 	return out, nil
 }
 
-// SetTimeout implements Volumes. A volume that is not open here gives ErrNotOpen:
-// the setting lasts as long as the volume is open.
-func (l Local) SetTimeout(ctx context.Context, name string, d time.Duration) error {
-	i, err := l.Volumes.Info(ctx, name)
-	if err != nil {
-		return err
-	}
-	if !i.Open {
-		return fmt.Errorf("%w: %s", ErrNotOpen, name)
-	}
-	v, err := l.Volumes.Open(ctx, name, false)
-	if err != nil {
-		return err
-	}
-	v.SetTimeout(d)
-	return v.Close(ctx)
-}
-
 // Remote asks a daemon.
 type Remote struct{ Mount Mount }
 
@@ -214,7 +193,8 @@ func (r Remote) Where(ctx context.Context, name string, off int64) (out PlaceInf
 	return out, Call(ctx, r.Mount, "where", WhereParams{name, off}, &out)
 }
 
-// SetTimeout implements Volumes.
+// SetTimeout changes how long requests of a volume wait for a server that does
+// not answer, now and for as long as the daemon lives; 0: for ever.
 func (r Remote) SetTimeout(ctx context.Context, name string, d time.Duration) error {
 	return Call(ctx, r.Mount, "set", SetParams{name, d.Milliseconds()}, nil)
 }

@@ -35,9 +35,6 @@ type Progress struct {
 	Total int64  `json:"total,omitempty"` // 0: not known
 }
 
-// ErrNotOpen: the call needs a volume that is open in this daemon.
-var ErrNotOpen = errors.New("volume is not open")
-
 // ErrMethod: the daemon does not know the method; it is of another version.
 var ErrMethod = errors.New("daemon does not know this call")
 
@@ -57,8 +54,8 @@ var sentinels = []struct {
 	{"bad_size", pool.ErrBadSize}, {"held", pool.ErrHeld}, {"format", pool.ErrFormat},
 	{"lost", volume.ErrLost}, {"read_only", volume.ErrReadOnly}, {"outside", volume.ErrOutside},
 	{"in_use", volume.ErrInUse}, {"shrink", volume.ErrShrink},
-	{"mount_busy", fusefs.ErrBusy}, {"no_fuse", fusefs.ErrNoFUSE},
-	{"input", stack.ErrInput}, {"not_open", ErrNotOpen}, {"method", ErrMethod}, {"mounted", ErrMounted},
+	{"mount_busy", fusefs.ErrBusy}, {"no_fuse", fusefs.ErrNoFUSE}, {"mount_point", fusefs.ErrMountPoint},
+	{"input", stack.ErrInput}, {"method", ErrMethod}, {"mounted", ErrMounted},
 	{"permission", os.ErrPermission}, {"deadline", context.DeadlineExceeded}, {"canceled", context.Canceled},
 }
 

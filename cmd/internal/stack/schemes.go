@@ -2,13 +2,12 @@ package stack
 
 import (
 	"context"
-	"net"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/memcached"
 )
 
 // source is an opened store and what its URL says beside the store itself.
@@ -34,7 +33,7 @@ type scheme struct {
 func schemes() []scheme {
 	return []scheme{
 		{name: "memcached", example: "memcached://host:11211,host2:11211/pool", canonical: canonicalMemcached, open: openMemcached},
-		{name: "memcached+unix", example: "memcached+unix:///run/memcached.sock", canonical: canonicalMemcachedUnix, open: openMemcached},
+		{name: "memcached+unix", example: "memcached+unix:///run/memcached.sock", canonical: canonicalMemcached, open: openMemcached},
 		{name: "file", example: "file:///var/lib/kvbfs/store", canonical: canonicalFile, open: openFile},
 		{name: "mem", example: "mem:", canonical: canonicalMem, open: openMem, private: true},
 	}
@@ -154,61 +153,17 @@ func Mask(raw string) string {
 	return head + "?" + strings.Join(pairs, "&")
 }
 
-// hostPort returns host with the port that memcached listens on by default.
-func hostPort(host string) (string, error) {
-	h, port, err := net.SplitHostPort(host)
-	if err != nil {
-		h, port = strings.Trim(host, "[]"), "11211"
-	}
-	if h == "" || port == "" || strings.ContainsAny(h, " []") {
-		return "", inputf("bad server address %q: write host or host:port", host)
-	}
-	return net.JoinHostPort(strings.ToLower(h), port), nil
-}
-
 func canonicalMemcached(raw string) (text, pool string, err error) {
-	_, rest, ok := strings.Cut(raw, "://")
-	if !ok {
-		return "", "", inputf("%q is not a store URL, which look like memcached://host:11211/pool", Mask(raw))
+	scheme, rest, _ := strings.Cut(raw, ":")
+	_, pool, text, err = memcached.ParseURL(strings.ToLower(scheme) + ":" + rest)
+	if err != nil {
+		return "", "", inputf("%s", strings.ReplaceAll(err.Error(), raw, Mask(raw)))
 	}
-	rest, query, hasQuery := strings.Cut(rest, "?")
-	hosts, pool, _ := strings.Cut(rest, "/")
-	user := ""
-	if at := strings.LastIndexByte(hosts, '@'); at >= 0 {
-		user, hosts = hosts[:at+1], hosts[at+1:]
-	}
-	if hosts == "" {
-		return "", "", inputf("%q names no server: write memcached://host:11211/pool", Mask(raw))
-	}
-	list := strings.Split(hosts, ",")
-	for i, h := range list {
-		if list[i], err = hostPort(h); err != nil {
-			return "", "", err
-		}
-	}
-	if pool = strings.TrimSuffix(pool, "/"); strings.ContainsAny(pool, "/ ") {
-		return "", "", inputf("bad pool name %q", pool)
-	}
-	text = "memcached://" + user + strings.Join(list, ",")
-	if pool != "" && pool != "default" {
-		text += "/" + pool
-	}
-	if hasQuery && query != "" {
-		text += "?" + query
+	if pool == "default" { // what it is called if the URL does not say
+		text = strings.TrimSuffix(strings.TrimSuffix(text, "/default"), "?pool=default")
+		pool = ""
 	}
 	return text, pool, nil
-}
-
-func canonicalMemcachedUnix(raw string) (text, pool string, err error) {
-	u, err := url.Parse(raw)
-	if err != nil || u.Host != "" || !filepath.IsAbs(u.Path) {
-		return "", "", inputf("%q names no socket: write memcached+unix:///run/memcached.sock", Mask(raw))
-	}
-	text = "memcached+unix://" + filepath.Clean(u.Path)
-	if u.RawQuery != "" {
-		text += "?" + u.RawQuery
-	}
-	return text, u.Query().Get("pool"), nil
 }
 
 func canonicalFile(raw string) (text, pool string, err error) {

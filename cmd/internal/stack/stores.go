@@ -2,7 +2,6 @@ package stack
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,10 +9,20 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/file"
 	"github.com/kvbfs/kvbfs/kvstore/mem"
+	"github.com/kvbfs/kvbfs/kvstore/memcached"
 )
 
 func openMemcached(ctx context.Context, canonical string, cfg Config) (kvstore.Store, error) {
-	return nil, errors.New("this build has no memcached store")
+	mc, _, _, err := memcached.ParseURL(canonical)
+	if err != nil {
+		return nil, inputf("%v", err)
+	}
+	mc.Connections, mc.Log = cfg.Connections, cfg.Log
+	st, err := memcached.Open(ctx, mc)
+	if err != nil {
+		return nil, err
+	}
+	return st, nil
 }
 
 func openFile(_ context.Context, canonical string, _ Config) (kvstore.Store, error) {
