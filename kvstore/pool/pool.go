@@ -9,10 +9,10 @@
 // # The nouns
 //
 //   - The pool record: uuid, version, servers, slot table. Written by the first
-//     volume create on an empty store ([Pool.Format]).
+//     volume create on an empty store (format.go).
 //   - A sentinel: a random id that a server is given when it joins. A server
 //     that does not know it was emptied or replaced.
-//   - The catalogue: which volumes and layers exist, each creating, ready or
+//   - The catalogue: which volumes exist, each creating, ready or
 //     removing, so that any daemon can finish what another one began.
 //   - A volume record: name, uuid, size, layers, map height, holder, features.
 //   - A lease: the one holder that may write to a volume, with a deadline.
