@@ -1,0 +1,79 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"runtime"
+	"sort"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kvbfs/kvbfs/test/rig"
+)
+
+// TestParallel: what is in flight together travels together. Behind a wire of
+// 20 ms, 32 reads at once take about as long as one.
+func TestParallel(t *testing.T) {
+	rig.RequireLoop(t)
+	const reads, delay = 32, 20 * time.Millisecond
+	r := rig.New(t, 2*time.Minute)
+	srv := r.MemcachedTCP(256)
+	wire := rig.NewProxy(t, srv.Addr, 0)
+	r.Create(wire.URL(), "v", "256M")
+	m := r.Mount(wire.URL())
+	dev := m.Attach("v")
+	f := rig.Direct(t, dev)
+	buf := rig.Aligned(rig.BlockSize)
+	const apart = 2 << 20 // no two reads can be merged into one request
+	for i := range int64(reads) {
+		rig.Stamp(buf, i, 1)
+		if err := f.WriteAt(buf, i*apart); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wire.SetDelay(delay)
+	// Each reader blocks in a system call; give each a processor, so that the
+	// runtime does not hold them back.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(reads + 8))
+	median := func(n int) time.Duration {
+		var took []time.Duration
+		for range 5 {
+			took = append(took, together(t, f, n, apart))
+		}
+		sort.Slice(took, func(i, j int) bool { return took[i] < took[j] })
+		return took[2]
+	}
+	one, all := median(1), median(reads)
+	t.Logf("one read: %v; %d reads at once: %v", one, reads, all)
+	if one < delay {
+		t.Errorf("one read took %v: it did not come over the wire of %v", one, delay)
+	}
+	if all > 8*one {
+		t.Errorf("%d reads took %.1f times as long as one: they do not travel together", reads, float64(all)/float64(one))
+	}
+	wire.SetDelay(0)
+	f.Close()
+	r.Detach(dev)
+	m.Umount()
+}
+
+func together(t *testing.T, f *rig.File, n int, apart int64) time.Duration {
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for i := range int64(n) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			got, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
+			if err := f.ReadAt(got, i*apart); err != nil {
+				t.Error(err)
+			}
+			if rig.Stamp(want, i, 1); string(got) != string(want) {
+				t.Errorf("block at %d is not what was written", i*apart)
+			}
+		}()
+	}
+	wg.Wait()
+	return time.Since(begin)
+}
