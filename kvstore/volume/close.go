@@ -1,0 +1,86 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
+)
+
+// Close drops one reference. The last one of a writable volume stops writes,
+// flushes, drains the pending deletions and releases the lease; if that fails
+// the error is returned and the volume stays open for another try. Only when
+// trying again cannot help, because the lease or a server's data is lost, it is
+// closed all the same.
+func (v *Volume) Close(ctx context.Context) error {
+	unlock, err := v.set.lockName(ctx, v.name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return v.closeLocked(ctx)
+}
+
+// closeLocked is Close with the name locked.
+func (v *Volume) closeLocked(ctx context.Context) error {
+	switch {
+	case v.refs == 0:
+		return kvstore.ErrClosed
+	case v.refs > 1:
+		v.refs--
+		return nil
+	}
+	if err := v.use.stop(ctx); err != nil {
+		return err
+	}
+	v.reaper.halt()
+	var err error
+	if v.writable.Load() {
+		err = v.endWriting(ctx)
+		if err != nil && !errors.Is(err, pool.ErrHeld) && !errors.Is(err, kvstore.ErrServerLost) {
+			v.reaper.resume()
+			v.use.start()
+			v.reaper.kick(v)
+			return fmt.Errorf("close volume %s: %w", v.name, err)
+		}
+		v.writable.Store(false)
+	}
+	v.refs = 0
+	v.set.setOpened(v.name, nil)
+	if sf := v.state; sf != nil {
+		v.state = nil
+		v.m.Store(nil)
+		sf.remove()
+	}
+	return err
+}
+
+// endWriting stores what is left and releases the lease. Nobody uses the volume.
+func (v *Volume) endWriting(ctx context.Context) error {
+	err := v.set.withChannel(ctx, func(ch kvstore.Channel) error {
+		if err := v.drain(ctx, ch); err != nil {
+			return err
+		}
+		return v.flush(ctx, ch)
+	})
+	lease := v.lease.Load()
+	if errors.Is(err, kvstore.ErrServerLost) {
+		// The rest is stored as well as it can be; the holder's place is free.
+		return errors.Join(err, lease.Release(ctx))
+	}
+	if err != nil {
+		return err
+	}
+	if v.state.mem != nil {
+		// From here on the local state is worth nothing: all of it is stored.
+		if err := v.state.void(); err != nil {
+			return err
+		}
+	}
+	if err = lease.Release(ctx); err != nil && v.state.mem != nil && !errors.Is(err, pool.ErrHeld) {
+		err = errors.Join(err, v.state.unvoid()) // it stays open
+	}
+	return err
+}

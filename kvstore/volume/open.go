@@ -1,0 +1,194 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
+)
+
+// Open opens a volume. For writing it takes the lease and recovers the local
+// state that a crashed daemon of this machine left. Opening what this Set has
+// open already gives the same Volume with one more reference; a volume open for
+// reading is upgraded in place when it is opened for writing.
+//
+// A volume is opened for reading while nobody holds it; its map is read once, and
+// what another machine writes afterwards is not seen. While somebody else writes
+// the error is pool.ErrHeld.
+func (s *Set) Open(ctx context.Context, name string, write bool) (*Volume, error) {
+	unlock, err := s.lockName(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	return s.openLocked(ctx, name, write)
+}
+
+// openLocked is Open with the name locked.
+func (s *Set) openLocked(ctx context.Context, name string, write bool) (*Volume, error) {
+	v := s.opened(name)
+	if v == nil {
+		rec, err := s.record(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		layer := rec.Layers[0]
+		v = &Volume{set: s, name: name, uuid: rec.UUID, layer: layer.ID, seed: kvstore.Seed(layer.UUID),
+			gate: newGate(), pageOps: make([]*kvstore.Op, 0, pageBatch)}
+		v.use.idle = make(chan struct{}, 1)
+		if !write {
+			if err := s.openReading(ctx, v, rec); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if write && !v.writable.Load() {
+		if err := v.startWriting(ctx); err != nil {
+			return nil, fmt.Errorf("open volume %s: %w", name, err)
+		}
+	}
+	v.refs++
+	s.setOpened(name, v)
+	return v, nil
+}
+
+// record reads the record of a volume that is ready.
+func (s *Set) record(ctx context.Context, name string) (pool.Volume, error) {
+	rec, err := s.pool.Volume(ctx, name)
+	switch {
+	case err != nil:
+		return rec, err
+	case rec.State != pool.Ready:
+		return rec, fmt.Errorf("%w: %s is not ready: it is being made or removed", pool.ErrNoVolume, name)
+	case len(rec.Layers) != 1:
+		return rec, fmt.Errorf("%w: volume %s has %d layers", pool.ErrFormat, name, len(rec.Layers))
+	case rec.Incompat != 0:
+		return rec, fmt.Errorf("%w: volume %s needs features %#x", pool.ErrFormat, name, rec.Incompat)
+	case !s.prop.Presence && (rec.MapHeight == 0 || rec.MapHeight > maxLevels || MapHeight(rec.Size) > rec.MapHeight):
+		return rec, fmt.Errorf("%w: volume %s has a map of height %d", pool.ErrFormat, name, rec.MapHeight)
+	case !s.prop.Presence && !s.prop.ReportsAbsent:
+		return rec, fmt.Errorf("volume %s: a store that does not know its blocks must report absent ones: %w", name, kvstore.ErrUnsupported)
+	}
+	return rec, nil
+}
+
+// openReading prepares v for reading, with a map in private memory.
+func (s *Set) openReading(ctx context.Context, v *Volume, rec pool.Volume) error {
+	if err := s.recoverForReading(ctx, v); err != nil {
+		return err
+	}
+	h, ok, err := s.pool.Holder(ctx, v.name)
+	if err != nil {
+		return err
+	}
+	if ok {
+		return fmt.Errorf("open volume %s for reading: %w: by process %d on %s since %s", v.name, pool.ErrHeld,
+			h.PID, h.Host, h.Since.Format("2006-01-02 15:04:05"))
+	}
+	v.take(rec)
+	if s.prop.Presence {
+		return nil
+	}
+	return s.withChannel(ctx, func(ch kvstore.Channel) error {
+		l := newLoader(rec)
+		l.m = newPresence(l.blocks)
+		if err := l.load(ctx, ch); err != nil {
+			return err
+		}
+		v.reportLostPages(ctx, l)
+		v.m.Store(l.m)
+		return nil
+	})
+}
+
+// take copies what the volume keeps of its record.
+func (v *Volume) take(rec pool.Volume) {
+	v.blocks.Store(blocksOf(rec.Size))
+	v.height = rec.MapHeight
+	v.damaged.Store(rec.Damaged)
+}
+
+// recoverForReading stores what a crashed daemon of this machine left, if it did:
+// it is opened for writing and closed again.
+func (s *Set) recoverForReading(ctx context.Context, v *Volume) error {
+	if _, err := os.Lstat(statePath(s.opt.RuntimeDir, v.uuid)); err != nil {
+		return nil // also if it cannot be looked at: then there is nothing of ours
+	}
+	sf, err := lockState(s.opt.RuntimeDir, v.uuid)
+	if err != nil {
+		if errors.Is(err, ErrInUse) {
+			return fmt.Errorf("open volume %s for reading: %w: %w", v.name, pool.ErrHeld, err)
+		}
+		return err
+	}
+	_, left := sf.head()
+	sf.unlock()
+	if !left {
+		return nil
+	}
+	w, err := s.openLocked(ctx, v.name, true)
+	if err != nil {
+		return err
+	}
+	return w.closeLocked(ctx)
+}
+
+// startWriting takes the lock of this machine, then the lease, then the map: from
+// the local state if it belongs to this very holding, else from the store. The
+// name is locked.
+func (v *Volume) startWriting(ctx context.Context) (err error) {
+	s := v.set
+	sf, err := lockState(s.opt.RuntimeDir, v.uuid)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			v.state = nil
+			sf.unlock()
+		}
+	}()
+	old, left := sf.head()
+	left = left && old.boot == bootID() && old.pool == s.pool.UUID() && old.volume == v.uuid && old.layer == v.layer
+	opt := s.opt.Lease
+	opt.Alone, opt.Resume = true, left
+	lease, err := s.pool.Acquire(ctx, v.name, opt)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			// The local state stays: the next open tries again.
+			_ = lease.Release(context.WithoutCancel(ctx))
+		}
+	}()
+	// What the record says may have changed until we had the lease.
+	rec, err := s.record(ctx, v.name)
+	if err != nil {
+		return err
+	}
+	if rec.ROCompat != 0 {
+		return fmt.Errorf("%w: its features %#x allow reading only", pool.ErrFormat, rec.ROCompat)
+	}
+	resumed := left && lease.ID() == old.holder && lease.Generation() == old.generation
+	if left && !resumed {
+		s.logf("volume %s: somebody else wrote to it since this machine crashed; what was not flushed then is dropped", v.name)
+	}
+	v.take(rec)
+	v.lease.Store(lease)
+	v.fence.Store(lease.Fence())
+	head := stateHead{boot: bootID(), pool: s.pool.UUID(), volume: v.uuid, layer: v.layer,
+		holder: lease.ID(), generation: lease.Generation()}
+	if err := v.makeMap(ctx, sf, rec, head, resumed); err != nil {
+		return err
+	}
+	v.state = sf
+	v.writable.Store(true)
+	if v.m.Load() != nil && anyWord(v.m.Load().queued) {
+		v.reaper.kick(v)
+	}
+	return nil
+}

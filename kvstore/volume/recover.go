@@ -1,0 +1,99 @@
+package volume
+
+import (
+	"context"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
+)
+
+// makeMap gives v the presence map for writing: the one that a crash left, which
+// is stored whole before anything else is written, or the one of the store.
+func (v *Volume) makeMap(ctx context.Context, sf *stateFile, rec pool.Volume, head stateHead, resumed bool) error {
+	s := v.set
+	if s.prop.Presence {
+		return sf.setHead(head, stateVoid) // the lock is all that is needed
+	}
+	m, err := sf.mapping(resumed)
+	if err != nil {
+		return err
+	}
+	v.state = sf
+	err = s.withChannel(ctx, func(ch kvstore.Channel) error {
+		if resumed {
+			return v.recover(ctx, ch, m)
+		}
+		if err := sf.setHead(head, stateVoid); err != nil {
+			return err
+		}
+		l := newLoader(rec)
+		l.m, l.back = m, sf.back
+		if err := l.load(ctx, ch); err != nil {
+			return err
+		}
+		v.treeSeq = l.topSeq
+		v.reportLostPages(ctx, l)
+		if err := v.storeLostPages(ctx, ch, l); err != nil {
+			return err
+		}
+		return sf.setHead(head, stateOpen)
+	})
+	if err != nil {
+		return err
+	}
+	v.m.Store(m)
+	return nil
+}
+
+// recover goes on where a crashed daemon was: its map is in m. Every page is
+// stored, with the generation that it had, because a page may have changed
+// without its dirty flag being set yet.
+func (v *Volume) recover(ctx context.Context, ch kvstore.Channel, m *presence) error {
+	m.recount()
+	for p := range m.pages() {
+		setBit(m.dirty, p)
+	}
+	if err := v.gate.lock(ctx); err != nil {
+		return err
+	}
+	defer v.gate.unlock()
+	if err := v.storeDirty(ctx, ch, m); err != nil {
+		return err
+	}
+	v.set.logf("volume %s: recovered from a crash: %d blocks, %d of them to be deleted", v.name, m.count.Load(), m.pend.Load())
+	return nil
+}
+
+// reportLostPages says that pages of the map are gone.
+func (v *Volume) reportLostPages(ctx context.Context, l *loader) {
+	for _, id := range l.lost {
+		key := id.key(l.layer)
+		v.set.logf("volume %s: %s is lost on server %s: blocks of its range that are absent give errors",
+			v.name, key, v.set.store.Locate(key).Server)
+	}
+	if len(l.lost) > 0 {
+		v.markDamaged(ctx)
+	}
+}
+
+// storeLostPages stores anew what was lost of the tree, so that the next open
+// finds it: with all bits on.
+func (v *Volume) storeLostPages(ctx context.Context, ch kvstore.Channel, l *loader) error {
+	if err := v.gate.lock(ctx); err != nil {
+		return err
+	}
+	defer v.gate.unlock()
+	for _, id := range l.lost {
+		if id.level == 0 {
+			setBit(l.m.dirty, id.n)
+			continue
+		}
+		data := make([]byte, kvstore.BlockSize)
+		ver := pageVersion{v.lease.Load().Generation(), v.nextSeq(l.m, id)}
+		putPage(data, v.layer, id, ver, l.m.bits[id.level][id.n*wordsPerPage:(id.n+1)*wordsPerPage])
+		if err := v.storeOne(ctx, ch, id, data, kvstore.Same); err != nil {
+			return err
+		}
+	}
+	return v.storeDirty(ctx, ch, l.m)
+}

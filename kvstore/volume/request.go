@@ -1,0 +1,26 @@
+package volume
+
+// RequestKind is what a request asks.
+type RequestKind uint8
+
+const (
+	Read RequestKind = iota + 1
+	Write
+	Discard // drop the range: reads zeros afterwards, storage is freed
+	Zero    // the range must read zeros (write-zeroes)
+	Flush   // everything that was acknowledged before is stable afterwards
+)
+
+// Request is one request of a transport. The caller fills all but Err, keeps it
+// alive until Do returns, and may use it again then.
+type Request struct {
+	Kind RequestKind
+	Vol  *Volume
+	Off  int64  // bytes, any alignment
+	N    int64  // bytes of Discard and Zero; Read and Write go by Data
+	Data []byte // read into or written from; never kept after Do
+	Err  error  // nil means all of it was done
+}
+
+// MaxRequests is how many requests one Do takes.
+const MaxRequests = 256

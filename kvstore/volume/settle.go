@@ -1,0 +1,170 @@
+package volume
+
+import (
+	"context"
+	"errors"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// settleRead looks at the result of a plain read, or of a verification.
+func (w *Worker) settleRead(ctx context.Context, s *slot, err error) {
+	v := s.job.vol
+	switch {
+	case err == nil:
+		if s.buf != nil {
+			copy(s.data, s.buf[s.from:s.to])
+		}
+		w.done(s, nil)
+	case errors.Is(err, kvstore.ErrAbsent):
+		switch {
+		case s.job.m == nil || (s.phase == phaseVerify && !s.job.m.present(s.lba)):
+			w.holeRead(s)
+		case s.phase == phaseRead:
+			s.phase = phaseVerify
+		default:
+			w.done(s, v.reportLost(ctx, s.lba))
+		}
+	case errors.Is(err, kvstore.ErrCorrupt):
+		if s.again {
+			w.done(s, v.reportCorrupt(ctx, s.lba, err))
+		}
+		s.again = true
+	default:
+		w.done(s, err)
+	}
+}
+
+// settleModify looks at what a read-modify-write read.
+func (w *Worker) settleModify(ctx context.Context, s *slot, err error) {
+	v, m := s.job.vol, s.job.m
+	switch {
+	case err == nil:
+		w.merged(s)
+	case errors.Is(err, kvstore.ErrAbsent) && (m == nil || !m.present(s.lba)):
+		s.known = false
+		clear(s.buf)
+		w.merged(s)
+	case errors.Is(err, kvstore.ErrAbsent) && s.again:
+		w.done(s, v.reportLost(ctx, s.lba))
+	case errors.Is(err, kvstore.ErrCorrupt) && s.again:
+		w.done(s, v.reportCorrupt(ctx, s.lba, err))
+	case errors.Is(err, kvstore.ErrAbsent), errors.Is(err, kvstore.ErrCorrupt):
+		s.again = true
+	default:
+		w.done(s, err)
+	}
+}
+
+// settleStore looks at the result of a write or, where the store keeps presence,
+// of a discard.
+func (w *Worker) settleStore(ctx context.Context, s *slot, err error) {
+	m := s.job.m
+	switch {
+	case m == nil:
+		w.done(s, err)
+	case err == nil:
+		w.stored(s)
+	case errors.Is(err, kvstore.ErrAbsent):
+		w.storeMissed(ctx, s)
+	case errors.Is(err, kvstore.ErrExists):
+		// A leftover of a crash or of a discard whose deletion is still to come.
+		s.op.Expect = kvstore.Present
+		w.tryAgain(s)
+	default:
+		if outcomeUnknown(err) && !m.present(s.lba) {
+			m.suspect(s.lba)
+			s.job.vol.reaper.kick(s.job.vol)
+		}
+		w.done(s, err)
+	}
+}
+
+// outcomeUnknown says whether a write may have been executed though it failed.
+func outcomeUnknown(err error) bool {
+	for _, sure := range []error{kvstore.ErrFull, kvstore.ErrFenced, kvstore.ErrInvalid, kvstore.ErrUnsupported} {
+		if errors.Is(err, sure) {
+			return false
+		}
+	}
+	return true
+}
+
+// stored notes a block that the store has acknowledged.
+func (w *Worker) stored(s *slot) {
+	m := s.job.m
+	if !s.partial() || !s.known {
+		m.set(s.lba)
+		w.done(s, nil)
+		return
+	}
+	if m.present(s.lba) {
+		// On since before we read it; nobody else turns it on under our claim. It
+		// is not turned on again: a discard that comes now must not bring back what
+		// we read before it.
+		w.done(s, nil)
+		return
+	}
+	w.mergeOverZeros(s)
+}
+
+// mergeOverZeros begins the write of a partial block again: a discard dropped
+// what was read.
+func (w *Worker) mergeOverZeros(s *slot) {
+	s.known = false
+	clear(s.buf)
+	if w.merged(s) {
+		w.tryAgain(s)
+	}
+}
+
+// storeMissed handles a write that expected the block to be there.
+func (w *Worker) storeMissed(ctx context.Context, s *slot) {
+	v := s.job.vol
+	lost := s.known && s.job.m.present(s.lba)
+	switch {
+	case lost && s.partial():
+		w.done(s, v.reportLost(ctx, s.lba))
+		return
+	case lost && s.op.Expect == kvstore.Present && s.tries == 0:
+		v.counters.healed.Add(1)
+		server := v.set.store.Locate(s.op.Key).Server
+		v.set.logf("volume %s: block %d was lost on server %s; the whole block is written anew", v.name, s.lba, server)
+	case s.known && s.partial():
+		w.mergeOverZeros(s)
+		return
+	}
+	s.op.Expect = kvstore.Absent
+	w.tryAgain(s)
+}
+
+// tryAgain leaves a write in work for the next round, within bounds.
+func (w *Worker) tryAgain(s *slot) {
+	if s.tries++; s.tries > maxTries {
+		w.done(s, &kvstore.OpError{Op: "write", Key: s.op.Key, Err: kvstore.ErrConflict})
+	}
+}
+
+// restart puts a write that was not sent back to where it takes its claim.
+func (w *Worker) restart(s *slot) {
+	w.unclaim(s)
+	s.again = false
+	if s.partial() {
+		s.phase = phaseModify
+	}
+}
+
+// afterFence waits until the lease of a volume is valid again, or fails what
+// wants to write to it.
+func (w *Worker) afterFence(ctx context.Context, v *Volume) {
+	err := v.waitLease(ctx)
+	if err == nil {
+		return
+	}
+	for _, s := range w.active {
+		if s.job.vol == v && s.phase != phaseRead && s.phase != phaseVerify {
+			w.done(s, err)
+		}
+	}
+	w.compact()
+}
