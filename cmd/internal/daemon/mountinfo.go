@@ -24,30 +24,45 @@ type FUSE struct {
 // MountAt returns what is mounted on dir, which must be canonical, by the kernel's
 // list: it does not touch the mount.
 func MountAt(dir string) (m FUSE, ok bool) {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return m, false
-	}
-	for _, line := range strings.Split(string(data), "\n") {
-		// 36 35 98:0 /root /mnt/point options optional... - type source superoptions
-		fields := strings.Fields(line)
-		dash := -1
-		for i, f := range fields {
-			if f == "-" && i >= 6 {
-				dash = i
-				break
-			}
-		}
-		if dash < 0 || len(fields) < dash+3 || unescape(fields[4]) != dir {
-			continue
-		}
-		// The last one that is listed is on top.
-		m, ok = FUSE{Dir: dir, Type: fields[dash+1], Source: unescape(fields[dash+2])}, true
-		if _, minor, found := strings.Cut(fields[2], ":"); found && strings.HasPrefix(m.Type, "fuse") {
-			m.Connection = "/sys/fs/fuse/connections/" + minor
+	for _, e := range mountList() {
+		if e.Dir == dir { // the last one that is listed is on top
+			m, ok = e, true
 		}
 	}
 	return m, ok
+}
+
+// KVBFSMounts lists the mount points of kvbfs, served or not.
+func KVBFSMounts() []string {
+	var out []string
+	for _, e := range mountList() {
+		if e.Type == "fuse.kvbfs" {
+			out = append(out, e.Dir)
+		}
+	}
+	return out
+}
+
+func mountList() []FUSE {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var out []FUSE
+	for line := range strings.Lines(string(data)) {
+		// 36 35 98:0 /root /mnt/point options optional... - type source superoptions
+		left, right, ok := strings.Cut(line, " - ")
+		l, r := strings.Fields(left), strings.Fields(right)
+		if !ok || len(l) < 5 || len(r) < 2 {
+			continue
+		}
+		m := FUSE{Dir: unescape(l[4]), Type: r[0], Source: unescape(r[1])}
+		if _, minor, found := strings.Cut(l[2], ":"); found && strings.HasPrefix(m.Type, "fuse") {
+			m.Connection = "/sys/fs/fuse/connections/" + minor
+		}
+		out = append(out, m)
+	}
+	return out
 }
 
 // FUSEMount is MountAt for FUSE mounts only.

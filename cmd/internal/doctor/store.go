@@ -1,0 +1,109 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
+)
+
+// slowStore is a round trip from which on a disk feels slow at queue depth 1.
+const slowStore = 2 * time.Millisecond
+
+// startLine is how a memcached for kvbfs is started; docs/operation.md argues
+// each flag.
+const startLine = "memcached -M -F -k -m MEGABYTES -t 4 -R 128 -c 4096 -o slab_sizes=96-192-4176-4240-8352,slab_automove=0"
+
+// Store looks at a store: does it answer, how fast, does it know its pool, and
+// are its settings safe. The error is about the URL itself (stack.ErrInput).
+func Store(ctx context.Context, url string) ([]Finding, error) {
+	masked, err := stack.Canonical(url)
+	if err != nil {
+		return nil, err
+	}
+	r := report{area: "store"}
+	s, err := stack.Open(ctx, stack.Config{URL: url, Dangerous: true})
+	if err != nil {
+		r.broken(masked, err)
+		return r.list, nil
+	}
+	defer s.Close(context.WithoutCancel(ctx))
+	for i, server := range s.Store.Servers() {
+		what := fmt.Sprintf("%s answers in %v", server, s.RTT[i].Round(time.Microsecond))
+		if s.RTT[i] > slowStore {
+			r.add(Warn, what+": each small read waits so long", "a server nearer by, or on a faster network")
+		} else {
+			r.add(OK, what, "")
+		}
+	}
+	r.add(Info, "durability: "+s.Store.Properties().Durability.String(), "")
+	if s.Pool.Formatted() {
+		id := s.Pool.UUID()
+		r.add(OK, fmt.Sprintf("pool %x", id), "")
+	} else {
+		r.add(Info, "no pool yet: the first volume makes it", "")
+	}
+	r.inspected(s)
+	if u, err := s.Store.Usage(ctx); err == nil && u.Capacity > 0 {
+		r.usage(u)
+	}
+	return r.list, nil
+}
+
+// inspected adds what the store itself found.
+func (r *report) inspected(s *stack.Stack) {
+	bad := false
+	for _, f := range s.Findings {
+		level := map[kvstore.Severity]Level{kvstore.Info: Info, kvstore.Warn: Warn, kvstore.Refuse: Fail}[f.Severity]
+		bad = bad || f.Severity != kvstore.Info
+		r.add(level, f.Server+": "+f.What, f.Fix)
+	}
+	if bad && s.Store.Properties().Name == "memcached" {
+		r.add(Info, "a memcached for kvbfs is started so", startLine)
+	}
+}
+
+// Fill levels in percent, as the daemon warns.
+const (
+	nearlyFull = 85
+	full       = 95
+)
+
+func (r *report) usage(u kvstore.Usage) {
+	percent := u.Used * 100 / u.Capacity
+	what := fmt.Sprintf("%s of %s used (%d %%)", stack.FormatSize(u.Used), stack.FormatSize(u.Capacity), percent)
+	switch {
+	case percent >= full:
+		r.add(Warn, what+": new blocks will soon be refused", "add memory or servers; fstrim and `kvbfs volume rm` free some")
+	case percent >= nearlyFull:
+		r.add(Warn, what, "plan for more")
+	default:
+		r.add(OK, what, "")
+	}
+}
+
+// broken says why a store cannot be used.
+func (r *report) broken(url string, err error) {
+	// What stack adds for commands, beginning at the second line, is for other
+	// readers: the fix has its own place here.
+	what, hint, _ := strings.Cut(err.Error(), "\n")
+	fix := strings.TrimSpace(hint)
+	switch {
+	case errors.Is(err, kvstore.ErrUnreachable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, kvstore.ErrTimeout):
+		fix = "start the server, or correct the address"
+		if socket, ok := strings.CutPrefix(url, "memcached+unix://"); ok {
+			path, _, _ := strings.Cut(socket, "?")
+			fix = startLine + " -s " + path
+		} else if strings.HasPrefix(url, "memcached://") {
+			fix = startLine + " -l ADDRESS -p PORT"
+		}
+	case errors.Is(err, pool.ErrForgotten), errors.Is(err, kvstore.ErrServerLost):
+		fix = "restore the server's data, or accept the loss: kvbfs pool forget " + url
+	}
+	r.add(Fail, what, fix)
+}
