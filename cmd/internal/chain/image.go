@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -14,27 +13,6 @@ import (
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 	"github.com/kvbfs/kvbfs/losetup"
 )
-
-// ErrUsage: the user has to say more, or something else; exit status 2.
-var ErrUsage = errors.New("bad usage")
-
-// usage makes an error that is ErrUsage and reads as the text alone.
-type usage string
-
-func usagef(format string, args ...any) error { return usage(fmt.Sprintf(format, args...)) }
-
-func (u usage) Error() string        { return string(u) }
-func (u usage) Is(target error) bool { return target == ErrUsage }
-
-// namePattern is what a volume may be called.
-var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-
-func checkName(name string) error {
-	if !namePattern.MatchString(name) {
-		return usagef("%q is not a volume name: 1 to 64 letters, digits, dots, dashes and underscores, beginning with a letter or digit", name)
-	}
-	return nil
-}
 
 // answerWait bounds how long a mount may take to say whether it has a file.
 const answerWait = 10 * time.Second

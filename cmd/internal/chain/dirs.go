@@ -1,0 +1,101 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/losetup/mountinfo"
+)
+
+func formatSize(n int64) string { return stack.FormatSize(n) }
+
+// makeDirs makes a directory and its parents, and returns those it made, the
+// outermost first.
+func makeDirs(dir string) (made []string, err error) {
+	var missing []string
+	for d := dir; ; d = filepath.Dir(d) {
+		fi, err := os.Stat(d)
+		if err == nil {
+			if !fi.IsDir() {
+				return nil, fmt.Errorf("%s is not a directory", d)
+			}
+			break
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		missing = append(missing, d)
+	}
+	for _, d := range slices.Backward(missing) {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return made, err
+		}
+		made = append(made, d)
+	}
+	return made, nil
+}
+
+// removeDirs removes directories that makeDirs made, as far as they are empty.
+func removeDirs(made []string) {
+	for _, d := range slices.Backward(made) {
+		_ = os.Remove(d)
+	}
+}
+
+// unmountIf unmounts a mount point if source is what is mounted there.
+func (c *Chain) unmountIf(ctx context.Context, at, source string) error {
+	if m, ok := mountinfo.At(c.sys.Table(), at); !ok || m.Source != source {
+		return nil
+	}
+	return c.sys.Unmount(ctx, at, false)
+}
+
+// detachIf detaches a device if it still is of that image.
+func (c *Chain) detachIf(ctx context.Context, device, image string) error {
+	devices, err := c.sys.Devices()
+	if err != nil || !sameDevice(devices, device, image) {
+		return err
+	}
+	return c.detach(ctx, device, letGo)
+}
+
+// stop ends the mount of a store if Up started it and nothing else uses it; who
+// does is put into res.
+func (c *Chain) stop(ctx context.Context, name, store, dir string, res *Result) error {
+	m, ok := mountinfo.At(c.sys.Table(), dir)
+	if !c.ours(dir) {
+		return nil
+	}
+	if ok && m.FUSE() {
+		var users []string
+		for _, other := range c.others(name, dir) {
+			users = append(users, "volume "+other)
+		}
+		users = append(users, c.sys.TreeUsers(dir)...)
+		if len(users) > 0 {
+			for _, u := range users {
+				res.Left = append(res.Left, dir+" is used by "+u)
+			}
+			return nil
+		}
+		var err error
+		if isDead(c.sys.Probe(ctx, dir)) {
+			err = c.unmountAll(ctx, dir)
+		} else {
+			c.Progress("unmounting %s", store)
+			err = c.sys.Kvbfs(ctx, "", "umount", dir)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

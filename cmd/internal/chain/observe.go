@@ -1,0 +1,240 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"github.com/kvbfs/kvbfs/losetup"
+	"github.com/kvbfs/kvbfs/losetup/mountinfo"
+)
+
+// found is the state of a volume's chain on this machine.
+type found struct {
+	record *record // of an earlier run; nil: none
+	table  []mountinfo.Mount
+
+	dir    string   // where a living daemon serves the store; "" for nowhere
+	dead   []string // mount points of the store whose daemon is gone
+	device *losetup.Device
+	// broken are devices of the volume that answer with errors: their mount is dead.
+	broken []losetup.Device
+	// lost is a fuse2fs mount whose volume or process is gone, "" for none.
+	lost string
+}
+
+// observe looks at everything that an earlier run or the user may have made for a
+// volume. store may be empty if there is a record.
+func (c *Chain) observe(ctx context.Context, name, store string, rec *record) (*found, error) {
+	f := &found{record: rec, table: c.sys.Table()}
+	if store == "" && rec != nil {
+		store = rec.Store
+	}
+	var dirs []string // of the store, the likeliest first
+	if rec != nil && rec.Dir != "" && rec.Store == store {
+		dirs = append(dirs, rec.Dir)
+	}
+	if private := c.privateDir(store); !slices.Contains(dirs, private) {
+		dirs = append(dirs, private)
+	}
+	live, err := c.living(ctx, store, f.table)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.findDead(ctx, f, dirs, live); err != nil {
+		return nil, err
+	}
+	if err := c.findDevices(ctx, f, name, dirs, live); err != nil {
+		return nil, err
+	}
+	if f.dir == "" {
+		f.dir = prefer(dirs, live)
+	}
+	c.findLost(ctx, f)
+	return f, nil
+}
+
+// living are the directories in which daemons that live serve the store.
+func (c *Chain) living(ctx context.Context, store string, table []mountinfo.Mount) ([]string, error) {
+	daemons, err := c.sys.Daemons()
+	if err != nil {
+		return nil, err
+	}
+	var live []string
+	for _, d := range daemons {
+		m, ok := mountinfo.At(table, d.Dir)
+		// One whose mount is not to be seen serves another mount namespace.
+		if d.Store != store || !ok || !m.FUSE() {
+			continue
+		}
+		switch err := c.sys.Probe(ctx, d.Dir); {
+		case err == nil:
+			live = append(live, d.Dir)
+		case !isDead(err):
+			return nil, err
+		}
+	}
+	return live, nil
+}
+
+func isDead(err error) bool {
+	return errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED)
+}
+
+// findDead looks for mounts in our directories that nobody serves.
+func (c *Chain) findDead(ctx context.Context, f *found, dirs, live []string) error {
+	for _, dir := range dirs {
+		m, ok := mountinfo.At(f.table, dir)
+		if !ok || slices.Contains(live, dir) {
+			continue
+		}
+		if err := c.sys.Probe(ctx, dir); err == nil || !isDead(err) || !m.FUSE() {
+			return fmt.Errorf("%s is mounted (%s), but not by a kvbfs that is known here: unmount it first", dir, m.Source)
+		}
+		f.dead = append(f.dead, dir)
+	}
+	return nil
+}
+
+// findDevices sorts the devices of the volume into the one that works and those
+// that do not. It settles f.dir if there is one that works.
+func (c *Chain) findDevices(ctx context.Context, f *found, name string, dirs, live []string) error {
+	devices, err := c.sys.Devices()
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		dir := filepath.Dir(d.Backing)
+		if filepath.Base(d.Backing) != name {
+			continue
+		}
+		// The file of a mount that was lazily unmounted is spelled /NAME.
+		orphan := dir == "/" && f.record != nil && f.record.Device == d.Path
+		switch {
+		case slices.Contains(live, dir):
+			working, err := c.works(ctx, d)
+			if err != nil {
+				return err
+			}
+			if working {
+				f.device, f.dir = &d, dir
+			} else {
+				f.broken = append(f.broken, d)
+			}
+		case orphan, slices.Contains(dirs, dir):
+			f.broken = append(f.broken, d)
+		}
+	}
+	return nil
+}
+
+// probeBlock is what is read of a device to see whether it works, in bytes.
+const probeBlock = 4096
+
+// works says whether a device in a living mount is one of that mount, and not of
+// an earlier one on the same directory. A device that cannot be read where its
+// image can has lost its mount; if both cannot, the store is at fault.
+func (c *Chain) works(ctx context.Context, d losetup.Device) (bool, error) {
+	_, err := c.sys.Read(ctx, d.Path, probeBlock)
+	if errors.Is(err, syscall.EIO) {
+		_, imageErr := c.sys.Read(ctx, d.Backing, probeBlock)
+		return imageErr != nil, ctx.Err()
+	}
+	return err == nil, err
+}
+
+// prefer chooses among living mounts: those of dirs in their order, else any.
+func prefer(dirs, live []string) string {
+	for _, dir := range dirs {
+		if slices.Contains(live, dir) {
+			return dir
+		}
+	}
+	if len(live) > 0 {
+		return live[0]
+	}
+	return ""
+}
+
+// findLost looks for a fuse2fs of an earlier run that has lost its image.
+func (c *Chain) findLost(ctx context.Context, f *found) {
+	if f.record == nil || !f.record.Rootless {
+		return
+	}
+	at := f.record.At
+	if m, ok := mountinfo.At(f.table, at); !ok || !m.FUSE() {
+		return
+	}
+	if f.dir == "" || !c.sys.Alive(f.record.Fuse2fs, "fuse2fs") || isDead(c.sys.Probe(ctx, at)) {
+		f.lost = at
+	}
+}
+
+// points are where a device is mounted.
+func (f *found) points(device string) []string {
+	var list []string
+	for _, m := range f.table {
+		if m.Source == device {
+			list = append(list, m.Point)
+		}
+	}
+	return list
+}
+
+// anything says whether a link of the chain is there, dead or alive.
+func (f *found) anything() bool {
+	return f.device != nil || len(f.broken) > 0 || len(f.dead) > 0 || f.lost != "" || f.rootlessUp()
+}
+
+// rootlessUp says whether fuse2fs serves the volume of the record.
+func (f *found) rootlessUp() bool {
+	if f.record == nil || !f.record.Rootless || f.lost != "" {
+		return false
+	}
+	m, ok := mountinfo.At(f.table, f.record.At)
+	return ok && m.FUSE()
+}
+
+// judge says whether all is up already, or refuses a request that would touch
+// what is not ours. It changes nothing.
+func (f *found) judge(req Request, store string) (complete bool, err error) {
+	if r := f.record; r != nil && r.Store != store && f.anything() {
+		return false, fmt.Errorf("%s is up from another store (%s): `kvbfs down %s` first", req.Name, r.Store, req.Name)
+	}
+	top, taken := mountinfo.At(f.table, req.At)
+	if f.rootlessUp() {
+		switch {
+		case !req.Rootless:
+			return false, fmt.Errorf("%s is up without root, on %s: `kvbfs down %s` first", req.Name, f.record.At, req.Name)
+		case f.record.At != req.At:
+			return false, fmt.Errorf("%s is up already, on %s: `kvbfs down %s` first", req.Name, f.record.At, req.Name)
+		}
+		return true, nil
+	}
+	if f.device != nil {
+		points := f.points(f.device.Path)
+		switch {
+		case req.Rootless:
+			return false, fmt.Errorf("%s is attached to %s: `kvbfs down %s` first", req.Name, f.device.Path, req.Name)
+		case taken && top.Source == f.device.Path:
+			if req.FS != "" && top.Type != req.FS {
+				return false, fmt.Errorf("%s is up with %s, not %s", req.Name, top.Type, req.FS)
+			}
+			return true, nil
+		case len(points) > 0:
+			return false, fmt.Errorf("%s is up already, on %s: `kvbfs down %s` first", req.Name, points[0], req.Name)
+		}
+	}
+	if !taken || f.lost == req.At {
+		return false, nil
+	}
+	for _, d := range f.broken {
+		if top.Source == d.Path {
+			return false, nil // repair takes it away
+		}
+	}
+	return false, fmt.Errorf("%s is a mount point already (%s of type %s): choose another directory", req.At, top.Source, top.Type)
+}

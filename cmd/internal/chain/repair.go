@@ -1,0 +1,131 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kvbfs/kvbfs/losetup"
+	"github.com/kvbfs/kvbfs/losetup/mountinfo"
+)
+
+// letGo is how long a file system that was taken off a dead device may take to
+// let the device go: it tries to write its last words first.
+const letGo = 10 * time.Second
+
+// repair puts aside what is dead, from the top: file systems, devices, mounts. It
+// says what it found.
+func (c *Chain) repair(ctx context.Context, f *found) (said []string, err error) {
+	say := func(format string, args ...any) {
+		said = append(said, fmt.Sprintf(format, args...))
+		c.Notice(format, args...)
+	}
+	if f.lost != "" {
+		say("found %s without its volume: taken off", f.lost)
+		if err := c.sys.Unmount(ctx, f.lost, true); err != nil {
+			return said, err
+		}
+		if err := c.awaitEnd(ctx, f.record.Fuse2fs); err != nil {
+			return said, err
+		}
+	}
+	for _, d := range f.broken {
+		for _, at := range f.points(d.Path) {
+			users := c.sys.TreeUsers(at)
+			say("found a dead file system on %s (%s): taken off%s", at, d.Path, usedBy(users))
+			if err := c.sys.Unmount(ctx, at, true); err != nil {
+				return said, err
+			}
+		}
+		say("found %s on a mount that is gone: detached", d.Path)
+		if err := c.detach(ctx, d.Path, letGo); errors.Is(err, losetup.ErrBusy) {
+			// Its users hold on to a file system that nobody can see any more. A new
+			// device can be made all the same.
+			say("%v: it goes when they end", err)
+		} else if err != nil {
+			return said, err
+		}
+	}
+	for _, dir := range f.dead {
+		say("found the mount of a daemon that is gone on %s: taken off", dir)
+		if err := c.unmountAll(ctx, dir); err != nil {
+			return said, err
+		}
+	}
+	return said, ctx.Err()
+}
+
+func usedBy(users []string) string {
+	if len(users) == 0 {
+		return ""
+	}
+	return "; it was used by " + strings.Join(users, ", ")
+}
+
+// unmountAll takes off dead mounts, which may lie on one another.
+func (c *Chain) unmountAll(ctx context.Context, dir string) error {
+	for range 16 {
+		if _, ok := mountinfo.At(c.sys.Table(), dir); !ok {
+			return nil
+		}
+		if err := c.sys.Probe(ctx, dir); !isDead(err) {
+			return nil // what is below is alive
+		}
+		if err := c.sys.Unmount(ctx, dir, true); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%s stays mounted", dir)
+}
+
+// detach detaches a device, which a file system that was just unmounted may hold
+// a little longer.
+func (c *Chain) detach(ctx context.Context, device string, wait time.Duration) error {
+	for start := time.Now(); ; {
+		err := c.sys.Detach(ctx, device)
+		if errors.Is(err, losetup.ErrNotAttached) {
+			return nil
+		}
+		// Who has it open or mounted will not go by waiting; a file system without
+		// a mount point will.
+		if !errors.Is(err, losetup.ErrBusy) || time.Since(start) >= wait || len(c.sys.DeviceUsers(device)) > 0 {
+			return err
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitEnd waits until a fuse2fs that was unmounted has written everything.
+func (c *Chain) awaitEnd(ctx context.Context, pid int) error {
+	for start := time.Now(); c.sys.Alive(pid, "fuse2fs"); {
+		if time.Since(start) > time.Minute {
+			return fmt.Errorf("fuse2fs (process %d) does not end after the unmount", pid)
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// sameDevice says whether a device still is what it was: its number may have been
+// given to another file since.
+func sameDevice(list []losetup.Device, path, backing string) bool {
+	return slices.ContainsFunc(list, func(d losetup.Device) bool { return d.Path == path && d.Backing == backing })
+}

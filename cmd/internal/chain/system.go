@@ -1,0 +1,306 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/fusefs"
+	"github.com/kvbfs/kvbfs/losetup"
+	"github.com/kvbfs/kvbfs/losetup/mountinfo"
+)
+
+// system is everything that a Chain asks of the machine. What may touch a mount
+// takes a context and returns when it ends, even if the mount hangs.
+type system interface {
+	// Daemons are those that live; Table is the mount table.
+	Daemons() ([]daemon.Mount, error)
+	Table() []mountinfo.Mount
+	// Probe asks a mount for a sign of life: syscall.ENOTCONN if it is dead.
+	Probe(ctx context.Context, dir string) error
+	ImageSize(ctx context.Context, image string) (int64, error)
+	// Read returns the first n bytes of a device or image; Wipe zeroes them.
+	Read(ctx context.Context, path string, n int) ([]byte, error)
+	Wipe(ctx context.Context, path string, n int) error
+
+	Devices() ([]losetup.Device, error)
+	Attach(ctx context.Context, image string) (d losetup.Device, existing bool, err error)
+	Detach(ctx context.Context, device string) error
+	// DeviceUsers and TreeUsers name who uses a device, or a mount: loop devices,
+	// mounts and processes.
+	DeviceUsers(device string) []string
+	TreeUsers(dir string) []string
+
+	// Mount and Unmount are the kernel's; lazy takes the mount out of sight at
+	// once and away when its last user is gone.
+	Mount(ctx context.Context, device, at string, fs filesystem) error
+	Unmount(ctx context.Context, at string, lazy bool) error
+
+	// Kvbfs runs this program; store, with its secrets, goes by the environment.
+	Kvbfs(ctx context.Context, store string, args ...string) error
+	// Tool runs another program; LookPath says whether there is one.
+	Tool(ctx context.Context, name string, args ...string) error
+	LookPath(name string) error
+	// Spawn starts a program that outlives this one. Alive says whether it runs.
+	Spawn(name string, args ...string) (pid int, err error)
+	Alive(pid int, name string) bool
+}
+
+// machine is the real system.
+type machine struct {
+	exe     string // this program
+	scratch string // private directory for the output of children
+}
+
+func (m *machine) Daemons() ([]daemon.Mount, error)   { return daemon.Mounts() }
+func (m *machine) Table() []mountinfo.Mount           { return mountinfo.Read(mountinfo.Self) }
+func (m *machine) Devices() ([]losetup.Device, error) { return losetup.List() }
+func (m *machine) DeviceUsers(device string) []string { return losetup.Users(device) }
+func (m *machine) TreeUsers(dir string) []string      { return fusefs.Users(dir) }
+
+func (m *machine) Attach(ctx context.Context, image string) (losetup.Device, bool, error) {
+	return losetup.Attach(ctx, image, losetup.Options{Warn: func(msg string) { fmt.Fprintln(os.Stderr, "kvbfs: warning:", msg) }})
+}
+
+func (m *machine) Detach(ctx context.Context, device string) error {
+	return losetup.Detach(ctx, device)
+}
+
+func (m *machine) ImageSize(ctx context.Context, image string) (int64, error) {
+	return imageSize(ctx, image)
+}
+
+// bounded runs a call that may hang in the kernel and leaves it behind when ctx
+// ends or the mount had time enough to answer.
+func bounded[T any](ctx context.Context, what string, call func() (T, error)) (T, error) {
+	type answer struct {
+		v   T
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		v, err := call()
+		got <- answer{v, err}
+	}()
+	t := time.NewTimer(answerWait)
+	defer t.Stop()
+	var zero T
+	select {
+	case a := <-got:
+		return a.v, a.err
+	case <-ctx.Done():
+		return zero, ctx.Err()
+	case <-t.C:
+		return zero, fmt.Errorf("%s does not answer: see `kvbfs status`", what)
+	}
+}
+
+func (m *machine) Probe(ctx context.Context, dir string) error {
+	_, err := bounded(ctx, dir, func() (struct{}, error) {
+		var st unix.Statfs_t
+		return struct{}{}, unix.Statfs(dir, &st)
+	})
+	return err
+}
+
+func (m *machine) Read(ctx context.Context, path string, n int) ([]byte, error) {
+	return bounded(ctx, path, func() ([]byte, error) {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		defer unix.Close(fd)
+		buf := make([]byte, n)
+		for done := 0; done < n; {
+			got, err := unix.Pread(fd, buf[done:], int64(done))
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil {
+				return nil, &os.PathError{Op: "read", Path: path, Err: err}
+			}
+			if got == 0 {
+				return buf[:done], nil
+			}
+			done += got
+		}
+		return buf, nil
+	})
+}
+
+func (m *machine) Wipe(ctx context.Context, path string, n int) error {
+	_, err := bounded(ctx, path, func() (struct{}, error) {
+		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return struct{}{}, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		defer unix.Close(fd)
+		for done := 0; done < n; {
+			put, err := unix.Pwrite(fd, make([]byte, n-done), int64(done))
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return struct{}{}, &os.PathError{Op: "write", Path: path, Err: err}
+			}
+			done += max(put, 0)
+		}
+		return struct{}{}, unix.Fsync(fd)
+	})
+	return err
+}
+
+func (m *machine) Mount(ctx context.Context, device, at string, fs filesystem) error {
+	err := unix.Mount(device, at, fs.name, unix.MS_NOSUID|unix.MS_NODEV, fs.mount)
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("this kernel does not know %s: try `modprobe %s`", fs.name, fs.name)
+	case err != nil:
+		return fmt.Errorf("mount %s on %s: %w (see `dmesg`)", device, at, err)
+	}
+	return nil
+}
+
+func (m *machine) Unmount(ctx context.Context, at string, lazy bool) error {
+	flags := unix.UMOUNT_NOFOLLOW
+	if lazy {
+		flags |= unix.MNT_DETACH
+	}
+	err := unix.Unmount(at, flags)
+	if errors.Is(err, unix.EPERM) {
+		args := []string{"-u", at}
+		if lazy {
+			args = []string{"-u", "-z", at}
+		}
+		return m.Tool(ctx, "fusermount3", args...)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", at, err)
+	}
+	return nil
+}
+
+func (m *machine) Kvbfs(ctx context.Context, store string, args ...string) error {
+	var env []string
+	if store != "" {
+		env = append(os.Environ(), "KVBFS_STORE="+store)
+	}
+	return m.run(ctx, env, m.exe, args...)
+}
+
+func (m *machine) Tool(ctx context.Context, name string, args ...string) error {
+	path, err := lookPath(name)
+	if err != nil {
+		return err
+	}
+	return m.run(ctx, nil, path, args...)
+}
+
+func (m *machine) LookPath(name string) error {
+	_, err := lookPath(name)
+	return err
+}
+
+// lookPath finds a program also where an ordinary user's PATH does not look.
+func lookPath(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
+		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return p, nil
+		}
+	}
+	return "", err
+}
+
+// childGrace is how long a child may take to end after SIGTERM.
+const childGrace = 20 * time.Second
+
+// run runs a child in a process group of its own: Ctrl-C is ours to pass on. Its
+// output goes to a file, not a pipe: a daemon that it leaves behind would keep a
+// pipe open and us waiting.
+func (m *machine) run(ctx context.Context, env []string, path string, args ...string) error {
+	out, err := os.CreateTemp(m.scratch, "output-")
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	_ = os.Remove(out.Name())
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = childGrace
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err == nil {
+		return nil
+	}
+	said := make([]byte, 64<<10)
+	n, _ := out.ReadAt(said, 0)
+	return childError(filepath.Base(path), string(said[:n]), err)
+}
+
+// childError makes one line of what a child said before it failed.
+func childError(name, said string, err error) error {
+	lines := strings.FieldsFunc(said, func(r rune) bool { return r == '\n' || r == '\r' })
+	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.TrimSpace(l) == "" })
+	if len(lines) == 0 {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	// Tools follow the reason with their usage; kvbfs itself says it last.
+	line := lines[0]
+	for _, l := range lines {
+		if strings.HasPrefix(l, "kvbfs: ") {
+			line = l
+		}
+	}
+	line = strings.TrimPrefix(strings.TrimSpace(line), name+": ")
+	return fmt.Errorf("%s: %s", name, line)
+}
+
+func (m *machine) Spawn(name string, args ...string) (int, error) {
+	path, err := lookPath(name)
+	if err != nil {
+		return 0, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	cmd := exec.Command(path, args...)
+	cmd.Dir = "/"
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	go func() { _ = cmd.Wait() }() // no zombie while we live
+	return cmd.Process.Pid, nil
+}
+
+func (m *machine) Alive(pid int, name string) bool {
+	if pid <= 0 {
+		return false
+	}
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return false
+	}
+	// pid (comm) state ...
+	head, tail, _ := strings.Cut(string(b), ") ")
+	return strings.HasSuffix(head, "("+name) && !strings.HasPrefix(tail, "Z")
+}

@@ -1,0 +1,306 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// undoTime bounds the taking back of an interrupted run.
+const undoTime = 2 * time.Minute
+
+// Up brings a volume up: all links that are missing are made. When it fails, or
+// ctx ends, everything that this run made is taken back, also a volume that it
+// created. It may be called again at any time.
+func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
+	store, err := req.check()
+	if err != nil {
+		return res, err
+	}
+	if err := c.tools(req); err != nil {
+		return res, err
+	}
+	unlock, err := c.lockVolume(ctx, req.Name)
+	if err != nil {
+		return res, err
+	}
+	defer unlock()
+	before, err := c.load(req.Name)
+	if err != nil {
+		return res, err
+	}
+	f, err := c.observe(ctx, req.Name, store, before)
+	if err != nil {
+		return res, err
+	}
+	complete, err := f.judge(req, store)
+	if err != nil {
+		return res, err
+	}
+	res = Result{Name: req.Name, Store: store, Dir: f.dir, At: req.At}
+	if complete {
+		return c.complete(res, f), nil
+	}
+	if res.Repaired, err = c.repair(ctx, f); err != nil {
+		return res, err
+	}
+	rec := &record{Name: req.Name, Store: store, At: req.At, Rootless: req.Rootless}
+	if before != nil && before.Store == store {
+		rec.Made, rec.Mkfs = before.Made, before.Mkfs
+		if before.At != req.At {
+			rec.Made = nil
+		}
+	}
+	if err = c.make(ctx, req, f, rec, &res); err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		defer cancel()
+		c.takeBack(undoCtx, req.Name, f)
+		return res, err
+	}
+	c.undos = nil
+	return res, nil
+}
+
+// complete fills in what is up already.
+func (c *Chain) complete(res Result, f *found) Result {
+	res.Already = true
+	if f.device != nil {
+		res.Device = f.device.Path
+	}
+	for _, m := range f.table {
+		if m.Point == res.At {
+			res.FS = m.Type
+		}
+	}
+	if f.rootlessUp() {
+		res.FS = f.record.FS
+	}
+	return res
+}
+
+// takeBack undoes this run and leaves the record that fits what remains.
+func (c *Chain) takeBack(ctx context.Context, name string, f *found) {
+	clean := c.rollback(ctx)
+	var err error
+	switch before := f.record; {
+	case !clean:
+		return // the record of this run says what may be left
+	case before != nil && f.device != nil:
+		err = c.save(before)
+	default:
+		err = c.forget(name)
+	}
+	if err != nil {
+		c.Notice("%v", err)
+	}
+}
+
+// tools looks for the programs that the request needs, before anything is made.
+func (c *Chain) tools(req Request) error {
+	fs, _ := fsNamed(DefaultFS)
+	if req.FS != "" {
+		fs, _ = fsNamed(req.FS)
+	}
+	need := [][2]string{{fs.tool, fs.pack}}
+	if req.Rootless {
+		need = append(need, [2]string{"fuse2fs", "fuse2fs"})
+	}
+	for _, n := range need {
+		if c.sys.LookPath(n[0]) != nil {
+			return fmt.Errorf("%s is missing: `apt install %s`", n[0], n[1])
+		}
+	}
+	return nil
+}
+
+// make makes the links that are missing, from the bottom.
+func (c *Chain) make(ctx context.Context, req Request, f *found, rec *record, res *Result) error {
+	if err := c.mountStore(ctx, req, f, rec, res); err != nil {
+		return err
+	}
+	image := filepath.Join(rec.Dir, req.Name)
+	if err := c.volume(ctx, req, image, res); err != nil {
+		return err
+	}
+	if req.Rootless {
+		return c.makeRootless(ctx, req, image, rec, res)
+	}
+	if err := c.attach(ctx, image, rec, res); err != nil {
+		return err
+	}
+	fs, err := c.filesystem(ctx, req, rec.Device, rec, res)
+	if err != nil {
+		return err
+	}
+	if err := c.mountPoint(rec); err != nil {
+		return err
+	}
+	c.Progress("mounting %s on %s", rec.Device, rec.At)
+	c.onFailure("unmount "+rec.At, func(ctx context.Context) error { return c.unmountIf(ctx, rec.At, rec.Device) })
+	return c.sys.Mount(ctx, rec.Device, rec.At, fs)
+}
+
+// mountStore finds or starts the daemon of the store.
+func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *record, res *Result) error {
+	unlock, err := c.lockStore(ctx, rec.Store)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec.Dir = f.dir
+	if rec.Dir == "" {
+		// Another volume's Up may have started it since we looked.
+		live, err := c.living(ctx, rec.Store, c.sys.Table())
+		if err != nil {
+			return err
+		}
+		rec.Dir = prefer([]string{c.privateDir(rec.Store)}, live)
+	}
+	if rec.Dir != "" {
+		res.Dir = rec.Dir
+		return c.save(rec)
+	}
+	rec.Dir, res.StartedMount = c.privateDir(rec.Store), true
+	res.Dir = rec.Dir
+	if err := os.Mkdir(rec.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := c.save(rec); err != nil {
+		return err
+	}
+	c.Progress("mounting %s", rec.Store)
+	c.onFailure("unmount "+rec.Dir, func(ctx context.Context) error {
+		return c.stop(ctx, rec.Name, rec.Store, rec.Dir, new(Result))
+	})
+	return c.sys.Kvbfs(ctx, req.Store, append([]string{"mount", rec.Dir}, req.dangerous()...)...)
+}
+
+// appearTime is how long a volume may take to show up in the mount: the kernel
+// may remember for a moment that there was none.
+const appearTime = 5 * time.Second
+
+// volume creates the volume if there is none.
+func (c *Chain) volume(ctx context.Context, req Request, image string, res *Result) error {
+	size, err := c.sys.ImageSize(ctx, image)
+	if err == nil {
+		if req.Size != 0 && req.Size != size {
+			return fmt.Errorf("volume %s has %s, not %s: `kvbfs volume resize` changes it", req.Name, formatSize(size), formatSize(req.Size))
+		}
+		return nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	want := req.Size
+	if want == 0 {
+		want = DefaultSize
+	}
+	c.Progress("creating volume %s of %s", req.Name, formatSize(want))
+	c.onFailure("remove volume "+req.Name, func(ctx context.Context) error {
+		if _, err := c.sys.ImageSize(ctx, image); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return c.sys.Kvbfs(ctx, req.Store, "volume", "rm", "--yes", req.Name)
+	})
+	create := []string{"volume", "create", "--size=" + strconv.FormatInt(want, 10), req.Name}
+	if err := c.sys.Kvbfs(ctx, req.Store, append(create, req.dangerous()...)...); err != nil {
+		return err
+	}
+	res.CreatedVolume = true
+	for start := time.Now(); ; {
+		_, err := c.sys.ImageSize(ctx, image)
+		if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if time.Since(start) > appearTime {
+			return fmt.Errorf("volume %s was created, but %s does not show it (is it mounted with --only?)", req.Name, filepath.Dir(image))
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// attach makes the device.
+func (c *Chain) attach(ctx context.Context, image string, rec *record, res *Result) error {
+	c.Progress("attaching %s", image)
+	d, existing, err := c.sys.Attach(ctx, image)
+	if err != nil {
+		return err
+	}
+	if !existing {
+		c.onFailure("detach "+d.Path, func(ctx context.Context) error { return c.detachIf(ctx, d.Path, image) })
+	}
+	rec.Device, res.Device = d.Path, d.Path
+	return c.save(rec)
+}
+
+// filesystem makes the file system if the volume is empty, and says which one it
+// is. on is the device or the image.
+func (c *Chain) filesystem(ctx context.Context, req Request, on string, rec *record, res *Result) (filesystem, error) {
+	if rec.Mkfs {
+		// What is there was left by us: a run that was killed in mkfs.
+		if err := c.wipe(ctx, on, rec); err != nil {
+			return filesystem{}, err
+		}
+	}
+	head, err := c.sys.Read(ctx, on, probeSize)
+	if err != nil {
+		return filesystem{}, err
+	}
+	name, missing, err := choose(req.Name, identify(head), req.FS)
+	if err != nil {
+		return filesystem{}, err
+	}
+	fs, _ := fsNamed(name)
+	rec.FS, res.FS = name, name
+	if req.Rootless && name != "ext4" {
+		return fs, fmt.Errorf("volume %s holds %s, which needs the kernel: --rootless knows ext4 only", req.Name, name)
+	}
+	if !missing {
+		return fs, c.save(rec)
+	}
+	rec.Mkfs = true
+	if err := c.save(rec); err != nil {
+		return fs, err
+	}
+	c.Progress("making %s on %s", name, on)
+	if !res.CreatedVolume {
+		c.onFailure("empty volume "+req.Name+" again", func(ctx context.Context) error { return c.wipe(ctx, on, rec) })
+	}
+	if err := c.sys.Tool(ctx, fs.tool, fs.mkfs(on, res.CreatedVolume, req.MkfsOptions)...); err != nil {
+		return fs, err
+	}
+	rec.Mkfs, res.MadeFS = false, true
+	return fs, c.save(rec)
+}
+
+// wipe makes a volume empty again in whose mkfs was interrupted. It held nothing
+// before.
+func (c *Chain) wipe(ctx context.Context, on string, rec *record) error {
+	if err := c.sys.Wipe(ctx, on, probeSize); err != nil {
+		return err
+	}
+	rec.Mkfs = false
+	return c.save(rec)
+}
+
+// mountPoint makes the directory for the file system.
+func (c *Chain) mountPoint(rec *record) error {
+	made, err := makeDirs(rec.At)
+	rec.Made = append(rec.Made, made...)
+	if len(made) > 0 {
+		c.onFailure("remove "+rec.At, func(context.Context) error { removeDirs(made); return nil })
+	}
+	if err != nil {
+		return err
+	}
+	return c.save(rec)
+}
