@@ -61,18 +61,30 @@ func writable(roCompat uint64) error {
 	return nil
 }
 
-// setState brings the catalogue's entry of a volume in step with its record. An
-// entry with another uuid is another volume and stays.
+// setState brings the catalogue's entry of a volume in step with its record. If
+// the entry leads elsewhere meanwhile, the volume was taken over while it was
+// being created, or removed: then the record is of no use and goes. The catalogue
+// decides between a creator that says Ready and one that takes the name over,
+// because both must change the same entry.
 func (p *Pool) setState(ctx context.Context, t *table, v *Volume) error {
-	return p.editCatalogue(ctx, t, func(c *catalogue) (bool, error) {
+	gone := false
+	err := p.editCatalogue(ctx, t, func(c *catalogue) (bool, error) {
 		e, ok := c.lookup(v.Name)
-		if !ok || e.uuid != v.UUID || e.state == v.State {
+		gone = !ok || e.uuid != v.UUID
+		if gone || e.state == v.State || e.state == Removing {
 			return false, nil
 		}
 		e.state = v.State
 		c.put(e)
 		return true, nil
 	})
+	if err != nil || !gone {
+		return err
+	}
+	if err := p.erase(ctx, t, v); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %s was removed, or created by somebody else at the same time", ErrNoVolume, v.Name)
 }
 
 // dropEntry takes one volume out of the catalogue, if it is still that one.

@@ -85,6 +85,9 @@ func (p *Pool) readVolume(ctx context.Context, t *table, e entry) (*Volume, stor
 	if err != nil {
 		return nil, s, p.opError("read record", t.master, name, err)
 	}
+	if e.state == Removing {
+		v.State = Removing // final, whatever a slow writer's copy says
+	}
 	return v, s, nil
 }
 
@@ -311,10 +314,10 @@ func (p *Pool) Update(ctx context.Context, name string, f func(*Volume) error) (
 		if err := p.write(ctx, t, s, &v); err != nil && !lostRace(err) {
 			return Volume{}, err
 		} else if err == nil {
+			p.settled(&v)
 			if v.State != e.state {
 				err = p.setState(ctx, t, &v)
 			}
-			p.settled(&v)
 			return v, err
 		}
 		if err := pause(ctx, try); err != nil {
@@ -345,6 +348,8 @@ func checkChange(old, v *Volume) error {
 		return fmt.Errorf("update of %s: name, uuid and features cannot change: %w", old.Name, kvstore.ErrInvalid)
 	case v.State < Creating || v.State > Removing || len(v.Layers) == 0 || len(v.Layers) > maxLayers || v.MapHeight > maxMapHeight:
 		return fmt.Errorf("update of %s: state, layers or map height out of range: %w", old.Name, kvstore.ErrInvalid)
+	case old.State == Removing && v.State != Removing:
+		return fmt.Errorf("%w: %s is being removed", ErrNoVolume, old.Name)
 	case v.Generation < old.Generation:
 		return fmt.Errorf("update of %s: the generation went back: %w", old.Name, kvstore.ErrInvalid)
 	}
