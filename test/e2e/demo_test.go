@@ -1,0 +1,160 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kvbfs/kvbfs/test/rig"
+)
+
+// demoJSON is what the tests look at of `demo --json`.
+type demoJSON struct {
+	Way     string
+	Tree    struct{ Files int }
+	Results map[string]map[string]struct {
+		Text  string
+		Value float64
+	}
+}
+
+func checkDemo(t *testing.T, out string) demoJSON {
+	t.Helper()
+	var d demoJSON
+	if err := json.Unmarshal([]byte(out), &d); err != nil {
+		t.Fatalf("demo --json printed %q: %v", out, err)
+	}
+	for store, c := range d.Results["checksums"] {
+		if c.Text != "equal" || int(c.Value) != d.Tree.Files || d.Tree.Files < 100 {
+			t.Errorf("%s: %v of %d checksums are %s", store, c.Value, d.Tree.Files, c.Text)
+		}
+	}
+	if len(d.Results["checksums"]) == 0 {
+		t.Errorf("no checksums in %s", out)
+	}
+	for store, c := range d.Results["fsck"] {
+		if c.Text != "clean" {
+			t.Errorf("%s: fsck says %s", store, c.Text)
+		}
+	}
+	return d
+}
+
+// TestDemo: the whole demo, with what it says about itself, and nothing left.
+func TestDemo(t *testing.T) {
+	rig.RequireLoop(t)
+	rig.Require(t, "memcached", "mke2fs")
+	r := rig.New(t, 2*time.Minute)
+	tmp := r.Mkdir("tmp")
+	r.Setenv("TMPDIR", tmp)
+	d := checkDemo(t, r.Kvbfs("demo", "--json"))
+	if !strings.Contains(d.Way, "loop") {
+		t.Errorf("as root the demo took another way than a loop device: %s", d.Way)
+	}
+	if c := d.Results["loss"]["memcached"]; c.Text != "EIO" {
+		t.Errorf("the deleted key gave %q", c.Text)
+	}
+	for _, store := range []string{"embedded", "memcached"} {
+		if c := d.Results["crash"][store]; c.Value <= 0 {
+			t.Errorf("%s: nothing was written before the crash", store)
+		}
+	}
+	nothingLeft(t, r, tmp)
+	text := r.Kvbfs("demo", "--store-only", "file")
+	for line := range strings.Lines(text) {
+		if len([]rune(strings.TrimRight(line, "\n"))) > 100 {
+			t.Errorf("a line too long for a terminal: %q", line)
+		}
+	}
+	t.Logf("\n%s", text)
+	nothingLeft(t, r, tmp)
+}
+
+func nothingLeft(t *testing.T, r *rig.Rig, tmp string) {
+	t.Helper()
+	left := r.Leftovers()
+	for end := time.Now().Add(5 * time.Second); len(left) > 0 && time.Now().Before(end); left = r.Leftovers() {
+		time.Sleep(50 * time.Millisecond)
+	}
+	if len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if files, _ := filepath.Glob(filepath.Join(tmp, "*")); len(files) > 0 {
+		t.Errorf("files left behind: %v", files)
+	}
+}
+
+// TestDemoInterrupted: Ctrl-C at any moment leaves nothing.
+func TestDemoInterrupted(t *testing.T) {
+	rig.RequireLoop(t)
+	rnd := rig.Rand(t)
+	for i := range 6 {
+		after := time.Duration(rnd.IntN(6000)) * time.Millisecond
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			r := rig.New(t, time.Minute)
+			tmp := r.Mkdir("tmp")
+			r.Setenv("TMPDIR", tmp)
+			code := interrupted(t, r, after, r.Bin, "demo")
+			t.Logf("interrupted after %v: status %d", after, code)
+			if code != 0 && code != 1 && code != 130 {
+				t.Errorf("status %d", code)
+			}
+			nothingLeft(t, r, tmp)
+		})
+	}
+}
+
+// TestUpInterrupted: the same for `up`; if it was quicker, `down` undoes it.
+func TestUpInterrupted(t *testing.T) {
+	rig.RequireLoop(t)
+	rnd := rig.Rand(t)
+	for i := range 8 {
+		after := time.Duration(rnd.IntN(1200)) * time.Millisecond
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			r := rig.New(t, time.Minute)
+			at := r.Mkdir("at")
+			up := []string{r.Bin, "up", "disk", "--size", "1G", "--fs", "ext4", "--at", at, "--store", r.FileStore()}
+			code := interrupted(t, r, after, up...)
+			t.Logf("interrupted after %v: status %d", after, code)
+			if code == 0 {
+				r.Kvbfs("down", "disk", "--store", r.FileStore())
+			}
+			rig.Eventually(t, 5*time.Second, "nothing is left", func() bool { return len(r.Leftovers()) == 0 })
+			// And it works afterwards.
+			r.Run(up...)
+			if err := os.WriteFile(filepath.Join(at, "f"), []byte("x"), 0o644); err != nil {
+				t.Error(err)
+			}
+			r.Kvbfs("down", "disk", "--store", r.FileStore())
+			if left := r.Leftovers(); len(left) > 0 {
+				t.Errorf("left behind by down: %v", left)
+			}
+		})
+	}
+}
+
+// interrupted starts a command, sends SIGINT to its process group as a terminal
+// does, and returns its exit status.
+func interrupted(t *testing.T, r *rig.Rig, after time.Duration, args ...string) int {
+	t.Helper()
+	cmd := r.Start(rig.Cmd{Args: args})
+	time.Sleep(after)
+	syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Errorf("%v is still running 30 s after Ctrl-C", args[1:])
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		<-done
+	}
+	return cmd.ProcessState.ExitCode()
+}
