@@ -40,6 +40,8 @@ type request struct {
 	part uint8
 	// tries counts ballast items that did not help.
 	tries uint8
+	// more says that the next request in flight is another key of the same get.
+	more bool
 	// outcome of the middle command, while the last reply is awaited.
 	outcome replyKind
 	server  *server
@@ -68,6 +70,11 @@ func (r *request) begin(op *kvstore.Op, srv *server) {
 	default:
 		r.step = stepAnyOver
 	}
+}
+
+// joins says whether o can be another key of the get that r ends.
+func (r *request) joins(o *request) bool {
+	return r.step == o.step && (r.step == stepGet || r.step == stepGets)
 }
 
 // reserved says whether the write may use ballast: overwrites, and all blocks of
@@ -157,10 +164,11 @@ func (r *request) full() (next, error) {
 	return nextAgain, nil
 }
 
-// accept consumes the reply at the beginning of buf: n is what it consumed, 0 if
-// it is not complete yet. bad means that the connection is of no use any more;
-// the request is settled all the same if done.
-func (r *request) accept(buf []byte) (n int, done bool, result error, bad error) {
+// accept consumes the reply at the beginning of buf: n is what it consumed. If
+// nothing is consumed, done or bad, then the reply is not complete yet. bad means
+// that the connection is of no use any more; the request is settled all the same
+// if done. group is r and what is in flight behind it.
+func (r *request) accept(buf []byte, group []*request) (n int, done bool, result error, bad error) {
 	line, n, err := cutLine(buf)
 	if err != nil || n == 0 {
 		return 0, false, nil, err
@@ -174,6 +182,14 @@ func (r *request) accept(buf []byte) (n int, done bool, result error, bad error)
 	}
 	switch r.step {
 	case stepGet, stepGets, stepCompare:
+		if r.more {
+			if rep.kind == replyEnd {
+				return 0, true, kvstore.ErrAbsent, nil // the last of the group consumes it
+			}
+			if rep.kind == replyValue && string(rep.key) != string(r.key[:]) && laterInGroup(group, rep.key) {
+				return 0, true, kvstore.ErrAbsent, nil
+			}
+		}
 		return r.acceptBlock(rep, n, buf)
 	case stepSentinel:
 		n, ok, bad := acceptSentinel(rep, n, buf, r.server.sentinelKey, r.server.sentinelValue)
@@ -225,12 +241,22 @@ func (r *request) acceptBallast(kind replyKind, n int) (int, bool, error, error)
 	return n, nx == nextDone, result, nil
 }
 
-var (
-	endLine  = []byte("END\r\n")
-	valueEnd = []byte("\r\nEND\r\n")
-)
+// laterInGroup says whether a key was asked for by the same get, behind the
+// first of the group: the server leaves out what is absent, and keeps the order.
+func laterInGroup(group []*request, key []byte) bool {
+	for i := 1; i < len(group) && group[i-1].more; i++ {
+		if string(group[i].key[:]) == string(key) {
+			return true
+		}
+	}
+	return false
+}
 
-// acceptBlock takes the reply to a get of one key.
+// valueEnd follows the data of the last key of a get, the first two bytes that
+// of the others.
+var valueEnd = []byte("\r\nEND\r\n")
+
+// acceptBlock takes the reply to one key of a get.
 func (r *request) acceptBlock(rep reply, n int, buf []byte) (int, bool, error, error) {
 	if rep.kind == replyEnd {
 		if r.step == stepCompare {
@@ -242,44 +268,44 @@ func (r *request) acceptBlock(rep reply, n int, buf []byte) (int, bool, error, e
 	if rep.kind != replyValue || string(rep.key) != string(r.key[:]) || rep.isCas != (r.step == stepGets) {
 		return 0, false, nil, errMalformed
 	}
-	if rep.size != kvstore.BlockSize {
-		err := r.wrongLength()
-		total := n + rep.size + len(valueEnd)
-		if total > bufferSize {
-			// Too much to read for nothing: give the connection up.
-			return 0, true, err, errMalformed
-		}
-		if len(buf) < total {
-			return 0, false, nil, nil
-		}
-		if !bytes.Equal(buf[total-len(valueEnd):total], valueEnd) {
-			return 0, false, nil, errMalformed
-		}
-		return total, true, err, nil
+	tail := valueEnd
+	if r.more {
+		tail = valueEnd[:2]
 	}
-	total := n + kvstore.BlockSize + len(valueEnd)
+	total := n + rep.size + len(tail)
+	if total > bufferSize {
+		// Too much to read for nothing: give the connection up.
+		return 0, true, r.wrongLength(), errMalformed
+	}
 	if len(buf) < total {
 		return 0, false, nil, nil
 	}
-	if string(buf[total-len(valueEnd):total]) != string(valueEnd) {
+	if string(buf[total-len(tail):total]) != string(tail) {
 		return 0, false, nil, errMalformed
 	}
-	data := buf[n : n+kvstore.BlockSize]
+	if rep.size != kvstore.BlockSize {
+		return total, true, r.wrongLength(), nil
+	}
+	return total, true, r.take(rep, buf[n:n+kvstore.BlockSize]), nil
+}
+
+// take gives a block of the right length to the operation.
+func (r *request) take(rep reply, data []byte) error {
 	op := r.op
 	if r.step == stepCompare {
 		if rep.flags == blockFlags(op.Seed, op.Key, op.Data) && bytes.Equal(data, op.Data) {
-			return total, true, nil, nil
+			return nil
 		}
-		return total, true, r.refusal(), nil
+		return r.refusal()
 	}
 	copy(op.Data, data)
 	if rep.flags != blockFlags(op.Seed, op.Key, op.Data) {
-		return total, true, kvstore.ErrCorrupt, nil
+		return kvstore.ErrCorrupt
 	}
 	if r.step == stepGets {
 		op.Version = rep.cas
 	}
-	return total, true, nil, nil
+	return nil
 }
 
 // wrongLength is the result of meeting an item that is no block.
