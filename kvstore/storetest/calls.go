@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"bytes"
 	"context"
 	"math"
 	"sync"
@@ -34,16 +35,13 @@ func (b *bench) buffers() {
 		}
 		b.do(ch, b.writeOp(100, 1), b.readOp(0))
 		for _, op := range reads {
-			for _, c := range op.Data {
-				if c != 0xA5 {
-					b.t.Fatalf("%v: the buffer was written after Do returned", op.Key)
-				}
+			if !bytes.Equal(op.Data, poisoned[:]) {
+				b.t.Fatalf("%v: the buffer was written after Do returned", op.Key)
 			}
 		}
 	}
 	// Buffers need not be aligned, nor end where their memory does.
-	memory := make([]byte, 3*kvstore.BlockSize)
-	poison(memory)
+	memory := bytes.Repeat([]byte{0xA5}, 3*kvstore.BlockSize)
 	op := b.readOp(3)
 	op.Data = memory[77 : 77+kvstore.BlockSize]
 	b.do(ch, op)
@@ -194,7 +192,7 @@ func (b *bench) closedChannel() {
 
 // channels: many at once, each on its own blocks, mixed with flushes.
 func (b *bench) channels() {
-	const workers, rounds, width = 8, 30, 32
+	const workers, rounds, width = 8, 20, 32
 	var wg sync.WaitGroup
 	for w := range uint64(workers) {
 		ch := b.channel()
