@@ -10,9 +10,10 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
-// listAge is how old the list of volumes may be when it answers LOOKUP, GETATTR
-// and READDIR: short enough for people, long enough that `ls -l` reads the
-// catalogue once.
+// listAge is how old the list of volumes may be when it answers LOOKUP and
+// GETATTR: short enough for people, long enough that a look at many files reads
+// the catalogue once. READDIR reads it anew, so that `ls` never lacks what the
+// command before it made.
 const listAge = 200 * time.Millisecond
 
 // catalogue is the list of volumes that are ready and served, as last read. Many

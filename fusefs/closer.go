@@ -2,10 +2,12 @@ package fusefs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
@@ -60,8 +62,8 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 	wait := closeRetryMin
 	var err error
 	for {
-		if err = v.Close(ctx); err == nil || ctx.Err() != nil {
-			break
+		if err = v.Close(ctx); err == nil || ctx.Err() != nil || errors.Is(err, kvstore.ErrClosed) {
+			break // ErrClosed: the whole set was closed before us
 		}
 		c.log("closing %s failed, trying again: %v", v.Name(), err)
 		select {

@@ -187,8 +187,11 @@ func (c *connection) identify() {
 func (c *connection) mountPoint() string {
 	point := ""
 	for _, m := range mounts() {
-		if m.fstype == fsType && (m.point == c.dir || passedFD(c.dir) >= 0 && c.number != 0 && m.minor == c.number) {
-			point = m.point
+		// By number where we can: another daemon may be mounted in our place by now.
+		if c.number != 0 && m.minor == c.number || c.number == 0 && m.point == c.dir {
+			if m.fstype == fsType {
+				point = m.point
+			}
 		}
 	}
 	return point
@@ -200,6 +203,12 @@ func (c *connection) sysfs() string {
 		return ""
 	}
 	return fmt.Sprintf("/sys/fs/fuse/connections/%d", c.number)
+}
+
+// hasSwitches says whether that directory is there: fusectl must be mounted.
+func (c *connection) hasSwitches() bool {
+	_, err := os.Stat(c.sysfs() + "/abort")
+	return c.number != 0 && err == nil
 }
 
 // abort makes the kernel fail everything that waits for us.

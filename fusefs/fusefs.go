@@ -107,15 +107,15 @@ type Server struct {
 
 	background atomic.Int32 // max_background as the kernel has it now
 
-	unmounting sync.Mutex // one Unmount at a time
+	unmounting sync.Mutex // one plain Unmount at a time
 	closing    sync.Mutex // one Close at a time
 }
 
 // maxRequest is the largest READ or WRITE in bytes that we let the kernel send.
 // go-fuse keeps one buffer of this size per WRITE in flight, so it is memory
-// times queue depth; and a larger request gains nothing, since the volume sends
-// 128 KiB of a request at a time. The kernel splits what is larger and sends the
-// parts in parallel.
+// times queue depth; and a larger request gains little, since the volume sends
+// 128 KiB of a request at a time. The kernel splits what is larger; the parts are
+// in flight together if the reader is asynchronous, as loop devices are.
 const maxRequest = 256 << 10
 
 // Queue depth: loop devices send up to 128 requests at once, and with

@@ -258,7 +258,7 @@ func (t *tree) readDir(in *fuse.ReadIn, add func(e fuse.DirEntry, info *volume.I
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if in.Offset == 0 {
-		infos, err := t.cat.list(t.s.ctx, listAge)
+		infos, err := t.cat.list(t.s.ctx, 0)
 		if err != nil {
 			return t.failed("list volumes", t.s.opt.Name, err)
 		}

@@ -31,14 +31,14 @@ const (
 //
 // The volumes are not closed then: that is Close's work.
 func (s *Server) Unmount(force bool) error {
+	if force { // takes no lock: it must work while a plain one waits
+		return s.forceUnmount(s.conn.mountPoint())
+	}
 	s.unmounting.Lock()
 	defer s.unmounting.Unlock()
-	if s.ended(0) {
-		return nil
-	}
 	dir := s.conn.mountPoint()
-	if force {
-		return s.forceUnmount(dir)
+	if dir == "" && s.ended(0) {
+		return nil
 	}
 	if dir == "" {
 		if s.ended(goneWait) {
@@ -72,16 +72,27 @@ func (s *Server) Unmount(force bool) error {
 	return nil
 }
 
+// forceUnmount needs a way to abort the connection, and there are two: the
+// connection's file in /sys, which not every machine and no plain container has
+// mounted, and MNT_FORCE, which needs the mount's name and so comes instead of
+// detaching first.
 func (s *Server) forceUnmount(dir string) error {
+	switched := s.conn.hasSwitches()
 	if dir != "" {
-		if err := unmount(dir, true); err != nil && !errors.Is(err, unix.EINVAL) {
+		// A connection that was aborted ended us and left its mount.
+		if err := unmount(dir, switched || s.ended(0)); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EBUSY) {
 			s.opt.Log("detaching %s: %v", dir, err)
 		}
 	}
 	if s.ended(forceGrace) {
 		return nil
 	}
-	err := s.conn.abort()
+	var err error
+	if switched {
+		err = s.conn.abort()
+	} else if err = unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); errors.Is(err, unix.EPERM) {
+		_ = unmount(dir, true)
+	}
 	s.cancel() // requests that wait for a store give up within a second
 	if s.ended(goneWait) {
 		return nil
