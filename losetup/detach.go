@@ -167,3 +167,20 @@ func Resize(device string) error {
 	}
 	return nil
 }
+
+// DetachLater lets the kernel detach a device once its last user is gone, and
+// returns at once. It is for devices that no longer work, whose users nobody can
+// end: Attach does not take such a device for an existing one.
+func DetachLater(device string) error {
+	number, err := numberOf(device)
+	if err != nil {
+		return err
+	}
+	if _, err := read(number); err != nil {
+		return err
+	}
+	if err := goloop.New(uint64(number), os.O_RDONLY).Detach(); err != nil && attached(number) {
+		return fmt.Errorf("detach %s: %w", devicePath(number), err)
+	}
+	return nil
+}

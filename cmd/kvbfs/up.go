@@ -174,6 +174,6 @@ func notice(format string, args ...any) { fmt.Fprintf(os.Stderr, "kvbfs: "+forma
 
 func tellLeft(res chain.Result) {
 	for _, l := range res.Left {
-		notice("%s: it stays mounted", l)
+		notice("still mounted: %s", l)
 	}
 }

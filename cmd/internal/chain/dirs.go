@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 	"github.com/kvbfs/kvbfs/losetup/mountinfo"
@@ -78,9 +79,7 @@ func (c *Chain) stop(ctx context.Context, name, store, dir string, res *Result) 
 		}
 		users = append(users, c.sys.TreeUsers(dir)...)
 		if len(users) > 0 {
-			for _, u := range users {
-				res.Left = append(res.Left, dir+" is used by "+u)
-			}
+			res.Left = append(res.Left, dir+", used by "+strings.Join(users, ", "))
 			return nil
 		}
 		var err error

@@ -75,7 +75,11 @@ const probeSize = 1 << 20
 const (
 	empty   = ""
 	unknown = "data of an unknown kind"
+	half    = "a file system that was never finished"
 )
+
+// xfsInProgress is the place of sb_inprogress in the superblock.
+const xfsInProgress = 126
 
 // signature is a magic number at a fixed place.
 type signature struct {
@@ -87,6 +91,7 @@ type signature struct {
 var signatures = []signature{
 	{"xfs", 0, "XFSB"},
 	{"btrfs", 0x10040, "_BHRfS_M"},
+	{half, 0x10040, "!BHRfS_M"},
 	{"a LUKS container", 0, "LUKS\xba\xbe"},
 	{"swap space", 4086, "SWAPSPACE2"},
 	{"an LVM physical volume", 512, "LABELONE"},
@@ -101,6 +106,11 @@ var signatures = []signature{
 // identify says what the first probeSize bytes of a volume are: empty, the name
 // of a file system, or other words for people.
 func identify(head []byte) string {
+	// mkfs.xfs and mkfs.btrfs mark what they have not finished; mke2fs writes its
+	// magic number last.
+	if len(head) > xfsInProgress && string(head[:4]) == "XFSB" && head[xfsInProgress] != 0 {
+		return half
+	}
 	for _, s := range signatures {
 		if len(head) >= s.off+len(s.magic) && bytes.Equal(head[s.off:s.off+len(s.magic)], []byte(s.magic)) {
 			return s.name

@@ -24,6 +24,8 @@ type found struct {
 	broken []losetup.Device
 	// lost is a fuse2fs mount whose volume or process is gone, "" for none.
 	lost string
+	// held are those who keep a dead file system alive that repair took off.
+	held []string
 }
 
 // observe looks at everything that an earlier run or the user may have made for a
@@ -110,6 +112,9 @@ func (c *Chain) findDevices(ctx context.Context, f *found, name string, dirs, li
 		dir := filepath.Dir(d.Backing)
 		if filepath.Base(d.Backing) != name {
 			continue
+		}
+		if d.Autoclear && !slices.Contains(live, dir) {
+			continue // dead and on its way: DetachLater
 		}
 		// The file of a mount that was lazily unmounted is spelled /NAME.
 		orphan := dir == "/" && f.record != nil && f.record.Device == d.Path

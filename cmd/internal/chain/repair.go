@@ -33,19 +33,7 @@ func (c *Chain) repair(ctx context.Context, f *found) (said []string, err error)
 		}
 	}
 	for _, d := range f.broken {
-		for _, at := range f.points(d.Path) {
-			users := c.sys.TreeUsers(at)
-			say("found a dead file system on %s (%s): taken off%s", at, d.Path, usedBy(users))
-			if err := c.sys.Unmount(ctx, at, true); err != nil {
-				return said, err
-			}
-		}
-		say("found %s on a mount that is gone: detached", d.Path)
-		if err := c.detach(ctx, d.Path, letGo); errors.Is(err, losetup.ErrBusy) {
-			// Its users hold on to a file system that nobody can see any more. A new
-			// device can be made all the same.
-			say("%v: it goes when they end", err)
-		} else if err != nil {
+		if err := c.putAside(ctx, f, d, say); err != nil {
 			return said, err
 		}
 	}
@@ -56,6 +44,35 @@ func (c *Chain) repair(ctx context.Context, f *found) (said []string, err error)
 		}
 	}
 	return said, ctx.Err()
+}
+
+// putAside takes a device that does not work off everything that is on it.
+func (c *Chain) putAside(ctx context.Context, f *found, d losetup.Device, say func(string, ...any)) error {
+	wait := letGo
+	var users []string
+	for _, at := range f.points(d.Path) {
+		u := c.sys.TreeUsers(at)
+		users = append(users, u...)
+		say("found a dead file system on %s (%s): taken off%s", at, d.Path, usedBy(u))
+		if err := c.sys.Unmount(ctx, at, true); err != nil {
+			return err
+		}
+	}
+	if len(users) > 0 {
+		wait = time.Second
+	}
+	err := c.detach(ctx, d.Path, wait)
+	if errors.Is(err, losetup.ErrBusy) {
+		// The users hold on to a file system that nobody else can see any more. A new
+		// device can be made all the same.
+		f.held = append(f.held, users...)
+		say("found %s on a mount that is gone: it is detached when its last user ends (%v)", d.Path, err)
+		return c.sys.DetachLater(d.Path)
+	}
+	if err == nil {
+		say("found %s on a mount that is gone: detached", d.Path)
+	}
+	return err
 }
 
 func usedBy(users []string) string {

@@ -37,6 +37,7 @@ type system interface {
 	Devices() ([]losetup.Device, error)
 	Attach(ctx context.Context, image string) (d losetup.Device, existing bool, err error)
 	Detach(ctx context.Context, device string) error
+	DetachLater(device string) error
 	// DeviceUsers and TreeUsers name who uses a device, or a mount: loop devices,
 	// mounts and processes.
 	DeviceUsers(device string) []string
@@ -76,6 +77,8 @@ func (m *machine) Attach(ctx context.Context, image string) (losetup.Device, boo
 func (m *machine) Detach(ctx context.Context, device string) error {
 	return losetup.Detach(ctx, device)
 }
+
+func (m *machine) DetachLater(device string) error { return losetup.DetachLater(device) }
 
 func (m *machine) ImageSize(ctx context.Context, image string) (int64, error) {
 	return imageSize(ctx, image)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -61,7 +62,10 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 	if err != nil {
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
-		c.takeBack(undoCtx, req.Name, f)
+		clean := c.takeBack(undoCtx, req.Name, f)
+		if errors.Is(err, context.Canceled) {
+			err = interrupted(clean)
+		}
 		return res, err
 	}
 	c.undos = nil
@@ -86,21 +90,38 @@ func (c *Chain) complete(res Result, f *found) Result {
 }
 
 // takeBack undoes this run and leaves the record that fits what remains.
-func (c *Chain) takeBack(ctx context.Context, name string, f *found) {
-	clean := c.rollback(ctx)
+func (c *Chain) takeBack(ctx context.Context, name string, f *found) (clean bool) {
+	clean = c.rollback(ctx)
 	var err error
 	switch before := f.record; {
 	case !clean:
-		return // the record of this run says what may be left
-	case before != nil && f.device != nil:
-		err = c.save(before)
+		return false // the record of this run says what may be left
+	case before != nil && f.dir != "":
+		err = c.save(before) // at least the mount of the store goes on
 	default:
+		if before != nil {
+			removeDirs(before.Made)
+		}
 		err = c.forget(name)
 	}
 	if err != nil {
 		c.Notice("%v", err)
 	}
+	return true
 }
+
+// interrupted is a context.Canceled for people; its value says whether all was
+// taken back.
+type interrupted bool
+
+func (i interrupted) Error() string {
+	if i {
+		return "interrupted; what this run made is taken back"
+	}
+	return "interrupted; not all that this run made could be taken back: run `kvbfs down`"
+}
+
+func (interrupted) Is(target error) bool { return target == context.Canceled }
 
 // tools looks for the programs that the request needs, before anything is made.
 func (c *Chain) tools(req Request) error {
@@ -144,7 +165,12 @@ func (c *Chain) make(ctx context.Context, req Request, f *found, rec *record, re
 	}
 	c.Progress("mounting %s on %s", rec.Device, rec.At)
 	c.onFailure("unmount "+rec.At, func(ctx context.Context) error { return c.unmountIf(ctx, rec.At, rec.Device) })
-	return c.sys.Mount(ctx, rec.Device, rec.At, fs)
+	err = c.sys.Mount(ctx, rec.Device, rec.At, fs)
+	if err != nil && len(f.held) > 0 {
+		// XFS and btrfs refuse a second file system with the same UUID.
+		return fmt.Errorf("%w; %s still holds the dead file system: end it and run up again", err, strings.Join(f.held, ", "))
+	}
+	return err
 }
 
 // mountStore finds or starts the daemon of the store.
@@ -245,17 +271,21 @@ func (c *Chain) attach(ctx context.Context, image string, rec *record, res *Resu
 // filesystem makes the file system if the volume is empty, and says which one it
 // is. on is the device or the image.
 func (c *Chain) filesystem(ctx context.Context, req Request, on string, rec *record, res *Result) (filesystem, error) {
-	if rec.Mkfs {
-		// What is there was left by us: a run that was killed in mkfs.
-		if err := c.wipe(ctx, on, rec); err != nil {
-			return filesystem{}, err
-		}
-	}
 	head, err := c.sys.Read(ctx, on, probeSize)
 	if err != nil {
 		return filesystem{}, err
 	}
-	name, missing, err := choose(req.Name, identify(head), req.FS)
+	content := identify(head)
+	if rec.Mkfs && (content == half || content == unknown) {
+		// A run that was killed in mkfs left it, on a volume that was empty.
+		c.Notice("found a file system half made on %s: it is made anew", req.Name)
+		if err := c.wipe(ctx, on, rec); err != nil {
+			return filesystem{}, err
+		}
+		content = empty
+	}
+	rec.Mkfs = false
+	name, missing, err := choose(req.Name, content, req.FS)
 	if err != nil {
 		return filesystem{}, err
 	}
