@@ -16,9 +16,17 @@ type channel struct {
 	iov    []unix.Iovec // of the run in work; capacity MaxBatch, which is the kernel's IOV_MAX
 	proven bool         // the sentinel was seen
 	closed bool
+
+	// later holds the runs of the batch in work that must wait for the disk.
+	later []span
 }
 
-// Do executes the batch in its order, run by run.
+// span is a range of the operations of a batch.
+type span struct{ from, to int }
+
+// Do executes the batch run by run. Reads that the page cache cannot answer are
+// announced to the kernel and done in the end, so that the disk works on all of
+// them at once and cached ones do not wait.
 func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 	if err := c.ready(ctx, len(ops)); err != nil {
 		for _, op := range ops {
@@ -26,6 +34,7 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 		}
 		return
 	}
+	c.later = c.later[:0]
 	for i := 0; i < len(ops); {
 		op := ops[i]
 		if op.Err = check(op); op.Err != nil {
@@ -43,8 +52,53 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 			continue
 		}
 		n := runLength(ops[i:])
-		c.transfer(ops[i : i+n])
+		if op.Code == kvstore.Read && n < len(ops) && !c.readCached(ops[i:i+n]) {
+			c.later = append(c.later, span{i, i + n})
+		} else if op.Code == kvstore.Write || n == len(ops) {
+			c.transfer(ops[i : i+n])
+		}
 		i += n
+	}
+	for _, r := range c.later {
+		c.transfer(ops[r.from:r.to])
+	}
+}
+
+// readCached reads a run if that takes no waiting. Else it is false, the results
+// are not set, and the kernel has begun to read.
+func (c *channel) readCached(run []*kvstore.Op) bool {
+	l, err := c.use(run[0].Key.Layer)
+	if err != nil {
+		return false // transfer finds it again and says so
+	}
+	defer l.mu.RUnlock()
+	if l.noWait.Load() {
+		return false
+	}
+	c.fill(run)
+	off, size := int64(run[0].Key.Number)*kvstore.BlockSize, len(run)*kvstore.BlockSize
+	n, err := preadvCached(l.fd, c.iov, off)
+	clear(c.iov)
+	switch {
+	case n == size:
+		return true
+	case err == unix.EOPNOTSUPP || err == unix.ENOSYS || err == unix.EINVAL:
+		l.noWait.Store(true)
+		return false
+	}
+	_ = unix.Fadvise(l.fd, off, int64(size), unix.FADV_WILLNEED) // a hint: transfer reads in any case
+	return false
+}
+
+// fill makes the iovecs of a run, and its results success until one fails.
+func (c *channel) fill(run []*kvstore.Op) {
+	c.iov = c.iov[:0]
+	for _, op := range run {
+		var v unix.Iovec
+		v.Base = &op.Data[0]
+		v.SetLen(kvstore.BlockSize)
+		c.iov = append(c.iov, v)
+		op.Err = nil
 	}
 }
 
@@ -147,14 +201,7 @@ func (c *channel) transfer(run []*kvstore.Op) {
 		return
 	}
 	defer l.mu.RUnlock()
-	c.iov = c.iov[:0]
-	for _, op := range run {
-		var v unix.Iovec
-		v.Base = &op.Data[0]
-		v.SetLen(kvstore.BlockSize)
-		c.iov = append(c.iov, v)
-		op.Err = nil
-	}
+	c.fill(run)
 	if run[0].Code == kvstore.Read {
 		c.read(l, run)
 	} else {

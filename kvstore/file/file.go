@@ -135,7 +135,11 @@ func (s *Store) Channel(ctx context.Context) (kvstore.Channel, error) {
 	if s.place.Load() == nil {
 		return nil, fmt.Errorf("channel before join: %w", kvstore.ErrInvalid)
 	}
-	return &channel{store: s, iov: make([]unix.Iovec, 0, kvstore.MaxBatch)}, nil
+	return &channel{
+		store: s,
+		iov:   make([]unix.Iovec, 0, kvstore.MaxBatch),
+		later: make([]span, 0, kvstore.MaxBatch),
+	}, nil
 }
 
 // Close closes the files. It flushes nothing: what was not flushed is in the

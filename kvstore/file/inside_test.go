@@ -250,3 +250,46 @@ func TestLocate(t *testing.T) {
 		t.Errorf("%s: %v, %d bytes", cmd, err, len(out))
 	}
 }
+
+// Reads that the cache cannot answer, mixed with ones that it can, with holes,
+// and with the end of the file.
+func TestColdReads(t *testing.T) {
+	s, ch := open(t, filepath.Join(t.TempDir(), "store"))
+	const n = 256
+	for i := range uint64(n) {
+		if i%5 != 0 {
+			if err := do(ch, op(kvstore.Write, i, byte(i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := ch.Flush(context.Background(), layerOne); err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.layer(layerOne)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cold := range []int64{n, n / 2, 0} {
+		if err := unix.Fadvise(l.fd, 0, cold*kvstore.BlockSize, unix.FADV_DONTNEED); err != nil {
+			t.Fatal(err)
+		}
+		var ops []*kvstore.Op
+		for i := range uint64(n + 20) {
+			ops = append(ops, op(kvstore.Read, i*37%(n+20), 0xEE)) // 37 and 276 have no common factor
+		}
+		ops = append(ops, op(kvstore.Write, n+50, 1))
+		if err := do(ch, ops...); err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range ops[:n+20] {
+			want := byte(o.Key.Number)
+			if o.Key.Number%5 == 0 || o.Key.Number >= n {
+				want = 0
+			}
+			if o.Data[0] != want || o.Data[kvstore.BlockSize-1] != want {
+				t.Fatalf("%d blocks cold: block %d holds %d, want %d", cold, o.Key.Number, o.Data[0], want)
+			}
+		}
+	}
+}

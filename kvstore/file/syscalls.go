@@ -11,18 +11,24 @@ import (
 // repeated.
 
 func preadv(fd int, iov []unix.Iovec, off int64) (int, error) {
-	return vectored(unix.SYS_PREADV, fd, iov, off)
+	return vectored(unix.SYS_PREADV, fd, iov, off, 0)
 }
 
 func pwritev(fd int, iov []unix.Iovec, off int64) (int, error) {
-	return vectored(unix.SYS_PWRITEV, fd, iov, off)
+	return vectored(unix.SYS_PWRITEV, fd, iov, off, 0)
 }
 
-func vectored(call uintptr, fd int, iov []unix.Iovec, off int64) (int, error) {
+// preadvCached reads what is in the page cache: EAGAIN or less than asked where
+// it would have to wait, EOPNOTSUPP where the file system cannot tell.
+func preadvCached(fd int, iov []unix.Iovec, off int64) (int, error) {
+	return vectored(unix.SYS_PREADV2, fd, iov, off, unix.RWF_NOWAIT)
+}
+
+func vectored(call uintptr, fd int, iov []unix.Iovec, off int64, flags uintptr) (int, error) {
 	// The kernel shifts the high half away where a long holds all 64 bits.
 	low, high := uintptr(off), uintptr(uint64(off)>>32)
 	for {
-		n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)), low, high, 0)
+		n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)), low, high, flags)
 		switch errno {
 		case 0:
 			return int(n), nil
