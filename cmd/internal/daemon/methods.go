@@ -61,13 +61,15 @@ func bind[P any](f func(ctx context.Context, p P, progress func(Progress)) (any,
 }
 
 // volumeMethods are the calls about volumes. resized tells the kernel of a new
-// size, setTimeout is for now and for later opens.
+// size and forgets what was remembered of the catalogue, setTimeout is for now and for later opens.
 func volumeMethods(v Volumes, resized func(volume string), setTimeout func(volume string, d time.Duration)) map[string]method {
 	return map[string]method{
 		"list": bind(func(ctx context.Context, _ struct{}, _ func(Progress)) (any, error) { return v.List(ctx) }),
 		"info": bind(func(ctx context.Context, p Named, _ func(Progress)) (any, error) { return v.Info(ctx, p.Name) }),
 		"create": bind(func(ctx context.Context, p CreateParams, _ func(Progress)) (any, error) {
-			return nil, v.Create(ctx, p.Name, p.Size)
+			err := v.Create(ctx, p.Name, p.Size)
+			resized(p.Name)
+			return nil, err
 		}),
 		"resize": bind(func(ctx context.Context, p ResizeParams, _ func(Progress)) (any, error) {
 			if err := v.Resize(ctx, p.Name, p.Size, p.AllowShrink); err != nil {
@@ -77,7 +79,9 @@ func volumeMethods(v Volumes, resized func(volume string), setTimeout func(volum
 			return nil, nil
 		}),
 		"remove": bind(func(ctx context.Context, p Named, progress func(Progress)) (any, error) {
-			return nil, v.Remove(ctx, p.Name, func(done, total int64) { progress(Progress{Done: done, Total: total}) })
+			err := v.Remove(ctx, p.Name, func(done, total int64) { progress(Progress{Done: done, Total: total}) })
+			resized(p.Name)
+			return nil, err
 		}),
 		"where": bind(func(ctx context.Context, p WhereParams, _ func(Progress)) (any, error) {
 			return v.Where(ctx, p.Name, p.Offset)

@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -43,13 +45,34 @@ func prepareProcess() (notes []string) {
 const wantFiles = 4096
 
 // ioFlusher sets PR_SET_IO_FLUSHER on all threads. It is a flag of a thread that
-// new ones inherit. In a program with cgo the runtime cannot reach all threads:
-// ENOTSUP.
+// new threads and programs inherit. In a program with cgo the runtime cannot
+// reach all threads; there the parent of a daemon in the background has set it
+// (inheritIOFlusher).
 func ioFlusher() error {
-	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0, 0); errno != 0 {
+	if on, err := unix.PrctlRetInt(unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0); err != nil {
+		return err // EPERM: nothing below would work either
+	} else if on == 1 {
+		return nil
+	}
+	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0, 0)
+	if errno == syscall.ENOTSUP {
+		return errors.New("this build can set it in the background only (without -f)")
+	}
+	if errno != 0 {
 		return errno
 	}
 	return nil
+}
+
+// inheritIOFlusher runs start, which starts a child, with the flag set on this
+// thread where that is allowed, so that the child has it from its first thread on.
+func inheritIOFlusher(start func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0) == nil {
+		defer unix.Prctl(unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0)
+	}
+	return start()
 }
 
 func unwrapPath(err error) error {

@@ -78,7 +78,7 @@ func Start(ctx context.Context, dir string, args []string, notice func(string)) 
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w} // becomes ReadyFD
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = inheritIOFlusher(cmd.Start)
 	w.Close()
 	if err != nil {
 		_ = os.Remove(logPath)

@@ -155,9 +155,13 @@ func Mask(raw string) string {
 
 func canonicalMemcached(raw string) (text, pool string, err error) {
 	scheme, rest, _ := strings.Cut(raw, ":")
+	if Mask(raw) != raw {
+		// Here and not below, where errors quote pieces of the URL.
+		return "", "", inputf("store URL %q: memcached takes no user, password or key in its URL", Mask(raw))
+	}
 	_, pool, text, err = memcached.ParseURL(strings.ToLower(scheme) + ":" + rest)
 	if err != nil {
-		return "", "", inputf("%s", strings.ReplaceAll(err.Error(), raw, Mask(raw)))
+		return "", "", inputf("%v", err)
 	}
 	if pool == "default" { // what it is called if the URL does not say
 		text = strings.TrimSuffix(strings.TrimSuffix(text, "/default"), "?pool=default")

@@ -1,0 +1,82 @@
+package stack
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestCanonical(t *testing.T) {
+	for in, want := range map[string]string{
+		"file:///var/lib/kvbfs/":                   "file:///var/lib/kvbfs",
+		"file:/var//lib/./kvbfs":                   "file:///var/lib/kvbfs",
+		"FILE:///a%20b":                            "file:///a%20b",
+		"file://localhost/a":                       "file:///a",
+		"mem:":                                     "mem:",
+		"mem://":                                   "mem:",
+		"memcached://h":                            "memcached://h:11211",
+		"memcached://h:11211/default":              "memcached://h:11211",
+		"memcached://h,h2:1/p":                     "memcached://h:11211,h2:1/p",
+		"Memcached://[::1]:11211/":                 "memcached://[::1]:11211",
+		"memcached+unix:///run/x.sock":             "memcached+unix:///run/x.sock",
+		"memcached+unix:///run/../run/x.sock":      "memcached+unix:///run/x.sock",
+		"memcached+unix:///run/x?pool=default":     "memcached+unix:///run/x",
+		"memcached+unix:///run/x.sock?pool=mypool": "memcached+unix:///run/x.sock?pool=mypool",
+	} {
+		got, err := Canonical(in)
+		if err != nil || got != want {
+			t.Errorf("Canonical(%q) = %q, %v; want %q", in, got, err, want)
+			continue
+		}
+		if again, err := Canonical(got); err != nil || again != got {
+			t.Errorf("Canonical(%q) = %q, %v; a canonical URL must stay as it is", got, again, err)
+		}
+	}
+}
+
+func TestCanonicalRefuses(t *testing.T) {
+	for _, in := range []string{"nonsense", "redis://h", "http://h", "file://relative/dir", "file:relative", "file:",
+		"file:///a?mode=1", "memcached:", "memcached://", "memcached://h:99999", "memcached://h:0", "memcached://,", "memcached://h,h",
+		"memcached://h/a/b", "memcached+unix://run/x", "memcached+unix:", "mem:x", "mem://host", "://", ":"} {
+		got, err := Canonical(in)
+		if !errors.Is(err, ErrInput) {
+			t.Errorf("Canonical(%q) = %q, %v; want ErrInput", in, got, err)
+		}
+	}
+}
+
+func TestUnknownSchemeListsKnownOnes(t *testing.T) {
+	_, err := Canonical("etcd://h")
+	for _, want := range []string{`"etcd"`, "memcached://", "memcached+unix://", "file://", "mem:"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %q does not name %s", err, want)
+		}
+	}
+}
+
+func TestMask(t *testing.T) {
+	for in, want := range map[string]string{
+		"memcached://h:1/p":                     "memcached://h:1/p",
+		"redis://user:s3cret@h:1/0":             "redis://user:***@h:1/0",
+		"redis://:s3cret@h":                     "redis://:***@h",
+		"redis://user@h":                        "redis://user@h",
+		"redis://u:s3cret@x@h/p":                "redis://u:***@h/p",
+		"redis://u:s3/cret@h/p":                 "redis://u:***@h/p",
+		"redis://h/?password=s3cret&db=1":       "redis://h/?password=***&db=1",
+		"redis://h?TLS_KEY=s3cret&token=s3cret": "redis://h?TLS_KEY=***&token=***",
+		"file:///a/b@c":                         "file:///a/b@c",
+	} {
+		if got := Mask(in); got != want {
+			t.Errorf("Mask(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// No error about a URL may show its password.
+func TestErrorsAreMasked(t *testing.T) {
+	for _, in := range []string{"memcached://u:s3cret@h:1/p", "memcached://u:s3cret@/x/y", "nope://u:s3cret@h", "memcached+unix://u:s3cret@h/x", "mem://u:s3cret@h", "file://u:s3cret@h/x"} {
+		if _, err := Canonical(in); err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("Canonical(%q): %v", in, err)
+		}
+	}
+}
