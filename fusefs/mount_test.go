@@ -250,6 +250,19 @@ func (r *rig) start(scenario string, args ...string) *running {
 	return c
 }
 
+// startRead starts a scenario that reads, and shuts the store once it has opened
+// the file, so that it is the reading that gets stuck.
+func (r *rig) startRead(scenario string) *running {
+	r.t.Helper()
+	c := r.start(scenario, testVolume, "wait")
+	r.ready(c)
+	r.store.shut()
+	if _, err := c.stdin.Write([]byte("g")); err != nil {
+		r.t.Fatal(err)
+	}
+	return c
+}
+
 func (r *rig) ready(c *running) {
 	r.t.Helper()
 	waitFor(r.t, "child is ready", func() bool { return strings.Contains(c.out.String(), "ready\n") })
@@ -391,13 +404,9 @@ func TestUnmountBusy(t *testing.T) {
 func TestParallel(t *testing.T) {
 	r := newRig(t, nil)
 	r.child("fill", testVolume)
-	r.store.shut()
-	c := r.start("asyncread", testVolume)
+	c := r.startRead("asyncread")
 	const want = 4 << 20 / maxRequest
-	waitFor(t, "all parts in flight", func() bool {
-		t.Log(r.Status())
-		return r.Status().InFlight >= want
-	})
+	waitFor(t, "all parts in flight", func() bool { return r.Status().InFlight >= want })
 	before := r.Status().Batches
 	r.store.open()
 	if out, err := c.finish(); err != nil {
@@ -409,8 +418,7 @@ func TestParallel(t *testing.T) {
 func TestForcedUnmountFailsWhatIsStuck(t *testing.T) {
 	r := newRig(t, nil)
 	r.child("fill", testVolume)
-	r.store.shut()
-	c := r.start("bigread", testVolume)
+	c := r.startRead("bigread")
 	waitFor(t, "requests in flight", func() bool { return r.Status().InFlight > 0 })
 	if st := r.Status(); st.OldestMS < 0 {
 		t.Errorf("status: %+v", st)
@@ -428,8 +436,7 @@ func TestForcedUnmountFailsWhatIsStuck(t *testing.T) {
 func TestAbortFromOutside(t *testing.T) {
 	r := newRig(t, nil)
 	r.child("fill", testVolume)
-	r.store.shut()
-	c := r.start("bigread", testVolume)
+	c := r.startRead("bigread")
 	waitFor(t, "requests in flight", func() bool { return r.Status().InFlight > 0 })
 	// MNT_FORCE aborts as the abort file in /sys does, which is not mounted
 	// everywhere; the unmounting itself fails, as the mount is in use.

@@ -368,6 +368,14 @@ func expectScenario(dir string, args []string) error {
 
 func untilStdinEnds() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
+// awaitGo lets the test act between the open of a file and its use, if it wants.
+func awaitGo(args []string) {
+	if len(args) > 1 {
+		fmt.Println("ready")
+		_, _ = os.Stdin.Read(make([]byte, 1))
+	}
+}
+
 func holdScenario(dir string, args []string) error {
 	f, err := os.OpenFile(filepath.Join(dir, args[0]), os.O_RDWR, 0)
 	if err != nil {
@@ -396,6 +404,7 @@ func bigReadScenario(dir string, args []string) error {
 		return err
 	}
 	defer f.Close()
+	awaitGo(args)
 	b := alignedBuffer(4 << 20)
 	if n, err := f.ReadAt(b, 0); err != nil || n != len(b) {
 		return fmt.Errorf("read %d: %w", n, err)
@@ -425,6 +434,7 @@ func asyncReadScenario(dir string, args []string) error {
 		return err
 	}
 	defer f.Close()
+	awaitGo(args)
 	var ring uintptr
 	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, 1, uintptr(unsafe.Pointer(&ring)), 0); errno != 0 {
 		return fmt.Errorf("io_setup: %w", errno)
