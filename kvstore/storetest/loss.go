@@ -78,8 +78,8 @@ func (b *bench) fullStillServes(ch kvstore.Channel, stored uint64) {
 	}
 }
 
-// serverLost: an emptied server is found at Flush, and on a new channel before
-// any of its operations succeeds.
+// serverLost: an emptied server is found at Flush, at each one, and on a new
+// channel before any of its operations succeeds.
 func (b *bench) serverLost() {
 	if b.rig.Empty == nil {
 		b.t.Skip("the rig cannot empty a server")
@@ -91,6 +91,7 @@ func (b *bench) serverLost() {
 	}
 	b.do(ch, ops...)
 	b.must(ch.Flush(b.ctx, b.layer))
+	b.do(ch, ops...) // a flush must look only at servers that were written since
 	lost := len(b.st.Servers()) - 1
 	b.rig.Empty(lost)
 	b.is(ch.Flush(b.ctx, b.layer), kvstore.ErrServerLost, "first flush after the loss")
