@@ -26,12 +26,12 @@ func (p *Pool) find(ctx context.Context) (*table, error) {
 	}
 	if rec == nil {
 		if mem != nil {
-			return nil, p.forgotten("pool %s was on %s, but no server has its pool record", mem.UUID, strings.Join(p.servers, ", "))
+			return nil, p.forgotten(false, "pool %s was on %s, but no server has its pool record", mem.UUID, strings.Join(p.servers, ", "))
 		}
 		return nil, nil
 	}
 	if mem != nil && mem.UUID != hex.EncodeToString(rec.uuid[:]) {
-		return nil, p.forgotten("pool %s was on %s, but pool %x is there now", mem.UUID, strings.Join(p.servers, ", "), rec.uuid)
+		return nil, p.forgotten(false, "pool %s was on %s, but pool %x is there now", mem.UUID, strings.Join(p.servers, ", "), rec.uuid)
 	}
 	numbers, err := p.match(rec)
 	if err != nil {
@@ -133,15 +133,15 @@ func (p *Pool) verify(ctx context.Context, t *table, mem *memory) error {
 		got, err := p.ctl.Get(ctx, number, t.name)
 		switch {
 		case errors.Is(err, kvstore.ErrAbsent):
-			return p.forgotten("server %s lost its sentinel: it was emptied or replaced", p.servers[number])
+			return p.forgotten(true, "server %s lost its sentinel: it was emptied or replaced", p.servers[number])
 		case err != nil:
 			return err
 		case string(got.Value) != string(t.sentinels[number]):
-			return p.forgotten("server %s has another sentinel: it was emptied or replaced, or its record is corrupt", p.servers[number])
+			return p.forgotten(true, "server %s has another sentinel: it was emptied or replaced, or its record is corrupt", p.servers[number])
 		}
 		if mem != nil && i < len(mem.Servers) && len(mem.Servers) == len(t.record.servers) &&
 			mem.Servers[i].Sentinel != hex.EncodeToString(s.sentinel[:]) {
-			return p.forgotten("server %s has another sentinel than is remembered: it was emptied or replaced", p.servers[number])
+			return p.forgotten(true, "server %s has another sentinel than is remembered: it was emptied or replaced", p.servers[number])
 		}
 	}
 	return nil
@@ -234,5 +234,5 @@ func (p *Pool) refuseOrphans(ctx context.Context, server int) error {
 	if rec, _, err := p.readPoolRecord(ctx); err != nil || rec != nil {
 		return err // formatted and used meanwhile by somebody else
 	}
-	return p.forgotten("server %s has a catalogue of volumes but no pool record", p.servers[server])
+	return p.forgotten(true, "server %s has a catalogue of volumes but no pool record", p.servers[server])
 }

@@ -391,6 +391,9 @@ func TestCrashInAcquire(t *testing.T) {
 // Many machines fight for one volume through outages: whenever a fence passes,
 // all others are closed. What is tested is the rule, not the speed.
 func TestOneWriterAtATime(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 1.5 s")
+	}
 	st := newVolume(t, 1)
 	const machines = 5
 	var (

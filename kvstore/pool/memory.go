@@ -164,13 +164,14 @@ func Forget(stateDir, url string) error {
 	return syncDir(dir)
 }
 
-// forgotten is ErrForgotten with what happened, to whom, and what to do.
-func (p *Pool) forgotten(format string, args ...any) error {
-	cure := "bring its data back (start the server that had it, or restore it)"
-	if path := p.memoryPath(); path != "" {
-		cure += fmt.Sprintf("; or, to give up all data of this pool, empty all of its servers and remove %s", path)
+// forgotten is ErrForgotten with what happened, to whom, and what to do. partly
+// says that other servers still know the pool: they would refuse a new one.
+func (p *Pool) forgotten(partly bool, format string, args ...any) error {
+	cure := "start the server that has its data, or restore it"
+	if partly {
+		cure += "; or, to give up all data of the pool, empty all of its servers and run"
 	} else {
-		cure += "; or, to give up all data of this pool, empty all of its servers"
+		cure += "; or, to give up all data of the pool, run"
 	}
-	return fmt.Errorf("%s: %w: %s: %s", p.opt.URL, ErrForgotten, fmt.Sprintf(format, args...), cure)
+	return fmt.Errorf("%w: %s: %s `kvbfs pool forget %s`", ErrForgotten, fmt.Sprintf(format, args...), cure, p.opt.URL)
 }
