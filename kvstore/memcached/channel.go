@@ -193,8 +193,8 @@ func (ch *channel) refill(srv *server) {
 // nothing keeps pointing into the callers' buffers.
 func (ch *channel) settleServers() {
 	for i, changed := range ch.changed {
-		if changed {
-			ch.store.servers[i].writes.Add(1)
+		if changed && !ch.store.servers[i].written.Load() {
+			ch.store.servers[i].written.Store(true)
 		}
 	}
 	for _, c := range ch.conns {
@@ -205,8 +205,8 @@ func (ch *channel) settleServers() {
 	}
 }
 
-// Flush implements kvstore.Channel: servers that were written since their last
-// flush must still know their sentinel. All layers are covered.
+// Flush implements kvstore.Channel: all servers that this store ever wrote to must
+// still know their sentinel. All layers are covered.
 func (ch *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
 	if ch.closed {
 		return &kvstore.OpError{Op: "flush", Err: kvstore.ErrClosed}
@@ -216,32 +216,15 @@ func (ch *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
 	}
 	ch.reset(len(ch.store.servers))
 	ch.flushErr = nil
-	var counts [64]uint64
-	seen := counts[:0]
 	for i, srv := range ch.store.servers {
-		// Loaded before the sentinel is read: what is acknowledged later is for
-		// a later flush. Another channel that flushes meanwhile reads it too.
-		writes := srv.writes.Load()
-		seen = append(seen, writes)
-		if srv.sentinelKey == "" || srv.flushed.Load() >= writes {
+		if srv.sentinelKey == "" || !srv.written.Load() {
 			continue
 		}
 		ch.requests = append(ch.requests, request{step: stepSentinel, server: srv})
 		ch.queue(ch.conns[i*ch.per], &ch.requests[len(ch.requests)-1])
 	}
 	ch.run(ctx)
-	if ch.flushErr != nil {
-		return ch.flushErr
-	}
-	for i, srv := range ch.store.servers {
-		for {
-			old := srv.flushed.Load()
-			if old >= seen[i] || srv.flushed.CompareAndSwap(old, seen[i]) {
-				break
-			}
-		}
-	}
-	return nil
+	return ch.flushErr
 }
 
 // Close implements kvstore.Channel.

@@ -51,36 +51,22 @@ func appendStore(b []byte, verb string, key []byte, flags uint32) []byte {
 // maxName is memcached's limit for a key in bytes.
 const maxName = 250
 
-// controlKey spells a control record's name as a key: bytes that memcached
-// does not take are percent-encoded, and there is always a colon, which no
-// block's key has. Different names give different keys. ok is false if the name
-// is too long.
+// controlKey spells a control record's name as a key. There is always a colon,
+// which no block's key has, and different names give different keys. ok is false
+// for a name that is empty, too long, or has bytes that memcached does not take.
 func controlKey(name string) (key string, ok bool) {
-	plain := strings.IndexByte(name, ':') > 0
-	for i := 0; plain && i < len(name); i++ {
-		plain = name[i] > ' ' && name[i] < 0x7f && name[i] != '%'
+	if name == "" {
+		return "", false
 	}
-	if plain {
-		return name, len(name) <= maxName
-	}
-	var b strings.Builder
-	colon := false
 	for i := range len(name) {
-		c := name[i]
-		if c <= ' ' || c >= 0x7f || c == '%' || (c == ':' && i == 0) {
-			const hex = "0123456789ABCDEF"
-			b.WriteByte('%')
-			b.WriteByte(hex[c>>4])
-			b.WriteByte(hex[c&15])
-			continue
+		if name[i] <= ' ' || name[i] == 0x7f {
+			return "", false
 		}
-		colon = colon || c == ':'
-		b.WriteByte(c)
 	}
-	key = b.String()
-	if !colon {
+	key = name
+	if strings.IndexByte(name, ':') <= 0 {
 		// Only this rule makes a key that begins with a colon.
-		key = ":" + key
+		key = ":" + name
 	}
 	return key, len(key) <= maxName
 }

@@ -269,7 +269,15 @@ func (c *conn) receive(wait bool) bool {
 		c.w = copy(c.in, c.in[c.r:c.w])
 		c.r = 0
 	}
-	n, err := receive(c.fd, c.in[c.w:], wait)
+	buf, whole := c.in[c.w:], false
+	if wait {
+		// The server sends each STORED on its own. Waiting for all of them at
+		// once saves a wake-up for each.
+		if n := c.expected(); n > 0 && n <= len(buf) {
+			buf, whole = buf[:n], true
+		}
+	}
+	n, err := receive(c.fd, buf, wait, whole)
 	switch {
 	case err == unix.EAGAIN:
 		return false
@@ -287,6 +295,25 @@ func (c *conn) receive(wait bool) bool {
 		c.drop(err)
 	}
 	return true
+}
+
+// minReply is the shortest reply to a write or discard: STORED, EXISTS.
+const minReply = len("STORED\r\n")
+
+// expected returns how many bytes of replies to writes will come at least before
+// anything else, 0 if there is less than two.
+func (c *conn) expected() int {
+	writes := 0
+	for _, r := range c.flight.rest() {
+		if !r.writes() {
+			break
+		}
+		writes++
+	}
+	if writes < 2 {
+		return 0
+	}
+	return writes*minReply - (c.w - c.r)
 }
 
 // consume takes complete replies out of the buffer.

@@ -55,8 +55,8 @@ func (c control) call(ctx context.Context, op string, number int, name string, f
 	}
 	srv := c.s.servers[number]
 	key, ok := controlKey(name)
-	if !ok || name == "" {
-		return wrap(srv.addr, fmt.Errorf("%w: a name of %d bytes", kvstore.ErrInvalid, len(name)))
+	if !ok {
+		return wrap(srv.addr, fmt.Errorf("%w: a record's name has 1 to %d bytes, no spaces", kvstore.ErrInvalid, maxName))
 	}
 	if ctx.Err() != nil {
 		return wrap(srv.addr, contextError(ctx))

@@ -117,9 +117,10 @@ type server struct {
 
 	sockaddr atomic.Pointer[unix.Sockaddr] // nil until resolved
 
-	// writes counts batches with acknowledged changes; flushed is the count up
-	// to which a flush found the sentinel.
-	writes, flushed atomic.Uint64
+	// written says that a change was ever acknowledged here: from then on each
+	// flush asks for the sentinel. Not only after new writes: a server that was
+	// emptied since the last flush lost what that flush promised.
+	written atomic.Bool
 
 	outage outage
 }

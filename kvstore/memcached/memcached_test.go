@@ -346,7 +346,7 @@ func TestParallelChannels(t *testing.T) {
 func TestControl(t *testing.T) {
 	eachRig(t, func(t *testing.T, s *Store, _ []*memcachedtest.Server) {
 		c, ctx, last := s.Control(), bg(t), len(s.Servers())-1
-		for _, name := range []string{"pool:x", "a name with spaces: and %", "plain"} {
+		for _, name := range []string{"pool:x", ":x", "x", "::x", "a%20:b"} {
 			_, err := c.Get(ctx, last, name)
 			want(t, err, kvstore.ErrAbsent)
 			want(t, c.Swap(ctx, last, name, kvstore.Record{Version: 3}, []byte("v")), kvstore.ErrAbsent)
@@ -367,6 +367,7 @@ func TestControl(t *testing.T) {
 			want(t, c.Delete(ctx, last, name), nil)
 			want(t, c.Delete(ctx, last, name), nil)
 		}
+		want(t, c.Add(ctx, last, "with space:", nil), kvstore.ErrInvalid)
 		_, err := c.Get(ctx, 99, "pool:x")
 		want(t, err, kvstore.ErrInvalid)
 		want(t, s.CreateLayer(ctx, testLayer), kvstore.ErrExists)

@@ -173,10 +173,14 @@ func sendVec(fd int, msg *unix.Msghdr, iov []unix.Iovec) (int, error) {
 
 // receive reads what is there. With wait it blocks for a slice at most. EAGAIN:
 // nothing came. unix.Recvfrom would allocate an address.
-func receive(fd int, buf []byte, wait bool) (int, error) {
+// With whole it waits until buf is full, or for a slice.
+func receive(fd int, buf []byte, wait, whole bool) (int, error) {
 	flags := unix.MSG_DONTWAIT
 	if wait {
 		flags = 0
+	}
+	if whole {
+		flags = unix.MSG_WAITALL
 	}
 	for {
 		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])),
