@@ -73,13 +73,11 @@ func (v *Volume) endWriting(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if v.state.mem != nil {
-		// From here on the local state is worth nothing: all of it is stored.
-		if err := v.state.void(); err != nil {
-			return err
-		}
+	// From here on the local state is worth nothing: all of it is stored.
+	if err := v.state.void(); err != nil {
+		return err
 	}
-	if err = lease.Release(ctx); err != nil && v.state.mem != nil && !errors.Is(err, pool.ErrHeld) {
+	if err = lease.Release(ctx); err != nil && !errors.Is(err, pool.ErrHeld) {
 		err = errors.Join(err, v.state.unvoid()) // it stays open
 	}
 	return err

@@ -77,16 +77,8 @@ func (s *Set) record(ctx context.Context, name string) (pool.Volume, error) {
 
 // openReading prepares v for reading, with a map in private memory.
 func (s *Set) openReading(ctx context.Context, v *Volume, rec pool.Volume) error {
-	if err := s.recoverForReading(ctx, v); err != nil {
-		return err
-	}
-	h, ok, err := s.pool.Holder(ctx, v.name)
-	if err != nil {
-		return err
-	}
-	if ok {
-		return fmt.Errorf("open volume %s for reading: %w: by process %d on %s since %s", v.name, pool.ErrHeld,
-			h.PID, h.Host, h.Since.Format("2006-01-02 15:04:05"))
+	if err := s.settleForReading(ctx, v); err != nil {
+		return fmt.Errorf("open volume %s for reading: %w", v.name, err)
 	}
 	v.take(rec)
 	if s.prop.Presence {
@@ -111,25 +103,22 @@ func (v *Volume) take(rec pool.Volume) {
 	v.damaged.Store(rec.Damaged)
 }
 
-// recoverForReading stores what a crashed daemon of this machine left, if it did:
-// it is opened for writing and closed again.
-func (s *Set) recoverForReading(ctx context.Context, v *Volume) error {
-	if _, err := os.Lstat(statePath(s.opt.RuntimeDir, v.uuid)); err != nil {
-		return nil // also if it cannot be looked at: then there is nothing of ours
-	}
-	sf, err := lockState(s.opt.RuntimeDir, v.uuid)
+// settleForReading sees to it that nobody writes to the volume. If somebody has
+// it, or a crash left local state, it is opened for writing and closed again:
+// that recovers what a dead holder left, and is refused by one that lives.
+func (s *Set) settleForReading(ctx context.Context, v *Volume) error {
+	_, held, err := s.pool.Holder(ctx, v.name)
 	if err != nil {
-		if errors.Is(err, ErrInUse) {
-			return fmt.Errorf("open volume %s for reading: %w: %w", v.name, pool.ErrHeld, err)
-		}
 		return err
 	}
-	_, left := sf.head()
-	sf.unlock()
-	if !left {
+	_, none := os.Lstat(statePath(s.opt.RuntimeDir, v.uuid))
+	if !held && none != nil {
 		return nil
 	}
 	w, err := s.openLocked(ctx, v.name, true)
+	if errors.Is(err, ErrInUse) {
+		return fmt.Errorf("%w: %w", pool.ErrHeld, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -152,7 +141,8 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 		}
 	}()
 	old, left := sf.head()
-	left = left && old.boot == bootID() && old.pool == s.pool.UUID() && old.volume == v.uuid && old.layer == v.layer
+	left = left && old.boot == bootID() && old.pool == s.pool.UUID() && old.volume == v.uuid && old.layer == v.layer &&
+		(s.prop.Presence || sf.hasMap())
 	opt := s.opt.Lease
 	opt.Alone, opt.Resume = true, left
 	lease, err := s.pool.Acquire(ctx, v.name, opt)

@@ -12,7 +12,7 @@ import (
 func (v *Volume) makeMap(ctx context.Context, sf *stateFile, rec pool.Volume, head stateHead, resumed bool) error {
 	s := v.set
 	if s.prop.Presence {
-		return sf.setHead(head, stateVoid) // the lock is all that is needed
+		return sf.setHead(head, stateOpen) // the lock is all that is needed
 	}
 	m, err := sf.mapping(resumed)
 	if err != nil {

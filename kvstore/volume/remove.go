@@ -39,7 +39,8 @@ func (s *Set) Remove(ctx context.Context, name string, progress func(done, total
 		}
 	}()
 	head, left := sf.head()
-	left = left && head.boot == bootID() && head.volume == rec.UUID
+	left = left && head.boot == bootID() && head.volume == rec.UUID &&
+		(s.prop.Presence || sf.hasMap())
 	opt := s.opt.Lease
 	opt.Alone, opt.Resume = true, left
 	lease, err := s.pool.Acquire(ctx, name, opt)
@@ -172,6 +173,9 @@ func (d *removal) add(ctx context.Context, key kvstore.Key) error {
 }
 
 func (d *removal) send(ctx context.Context) error {
+	if len(d.ops) == 0 {
+		return nil
+	}
 	batch := make([]*kvstore.Op, len(d.ops))
 	for i := range d.ops {
 		batch[i] = &d.ops[i]

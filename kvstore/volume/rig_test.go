@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // rig is one machine with one daemon on a store. restart gives it a new daemon.
 type rig struct {
 	t     testing.TB
-	store kvstore.Store
+	store *checkedStore
 	pool  *pool.Pool
 	set   *Set
 	w     *Worker
@@ -33,14 +33,22 @@ var stores = []string{"mem", "mem3", "file"}
 
 func newRig(t testing.TB, kind string) *rig {
 	t.Helper()
+	return newRigOn(t, kind, nil)
+}
+
+// newRigOn makes a rig on a given store.
+func newRigOn(t testing.TB, kind string, st kvstore.Store) *rig {
+	t.Helper()
 	r := &rig{t: t, runtime: t.TempDir(), state: t.TempDir(), dir: t.TempDir()}
 	switch kind {
 	case "mem":
-		r.store = mem.New(mem.Config{})
+		r.store = checked(t, mem.New(mem.Config{}))
 	case "mem3":
-		r.store = mem.New(mem.Config{Servers: 3})
+		r.store = checked(t, mem.New(mem.Config{Servers: 3}))
 	case "file":
 		r.openFile()
+	default:
+		r.store = checked(t, st)
 	}
 	r.start()
 	t.Cleanup(r.end)
@@ -50,10 +58,10 @@ func newRig(t testing.TB, kind string) *rig {
 func (r *rig) openFile() {
 	st, err := file.Open(r.dir, file.Options{})
 	must(r.t, err)
-	r.store = st
+	r.store = checked(r.t, st)
 }
 
-func (r *rig) mem() *mem.Store { return r.store.(*mem.Store) }
+func (r *rig) mem() *mem.Store { return r.store.Store.(*mem.Store) }
 
 // start starts a daemon on what there is.
 func (r *rig) start() {

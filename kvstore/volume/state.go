@@ -128,9 +128,13 @@ func (s *stateFile) head() (h stateHead, ok bool) {
 	copy(h.pool[:], b[48:])
 	copy(h.volume[:], b[64:])
 	copy(h.holder[:], b[80:])
+	return h, le.Uint32(b[8:]) == stateVersion && le.Uint32(b[12:]) == stateOpen
+}
+
+// hasMap says whether the file has the size of one with a map.
+func (s *stateFile) hasMap() bool {
 	fi, err := s.f.Stat()
-	return h, err == nil && fi.Size() == stateSize &&
-		le.Uint32(b[8:]) == stateVersion && le.Uint32(b[12:]) == stateOpen
+	return err == nil && fi.Size() == stateSize
 }
 
 // setHead writes the header.

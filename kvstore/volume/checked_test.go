@@ -1,0 +1,80 @@
+package volume
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// checkedStore fails the test if a batch breaks the contract, and lets a test
+// look at batches before they are executed.
+type checkedStore struct {
+	kvstore.Store
+	t      testing.TB
+	before atomic.Pointer[func(ctx context.Context, ops []*kvstore.Op)]
+	after  atomic.Pointer[func(ops []*kvstore.Op)]
+	off    atomic.Bool // no checks: they allocate
+}
+
+func checked(t testing.TB, st kvstore.Store) *checkedStore {
+	return &checkedStore{Store: st, t: t}
+}
+
+func (s *checkedStore) Channel(ctx context.Context) (kvstore.Channel, error) {
+	ch, err := s.Store.Channel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &checkedChannel{Channel: ch, s: s}, nil
+}
+
+type checkedChannel struct {
+	kvstore.Channel
+	s    *checkedStore
+	busy atomic.Bool
+}
+
+func (c *checkedChannel) Do(ctx context.Context, ops []*kvstore.Op) {
+	if c.s.off.Load() {
+		c.Channel.Do(ctx, ops)
+		return
+	}
+	if !c.busy.CompareAndSwap(false, true) {
+		c.s.t.Error("two calls on one channel")
+	}
+	if len(ops) == 0 || len(ops) > kvstore.MaxBatch {
+		c.s.t.Errorf("batch of %d", len(ops))
+	}
+	reads, changes := map[kvstore.Key]bool{}, map[kvstore.Key]bool{}
+	for _, op := range ops {
+		n := uint64(1)
+		if op.Code == kvstore.Discard && !c.s.Properties().Presence {
+			n = uint64(max(1, op.Count))
+		}
+		for i := range n {
+			k := op.Key
+			k.Number += i
+			if changes[k] || (op.Code != kvstore.Read && reads[k]) {
+				c.s.t.Errorf("two operations on %s in one batch", k)
+			}
+			if op.Code == kvstore.Read {
+				reads[k] = true
+			} else {
+				changes[k] = true
+			}
+		}
+		if op.Code != kvstore.Read && op.Fence == nil && op.Key.Kind == kvstore.KindBlock {
+			c.s.t.Errorf("%s is changed without a fence", op.Key)
+		}
+	}
+	if f := c.s.before.Load(); f != nil {
+		(*f)(ctx, ops)
+	}
+	c.Channel.Do(ctx, ops)
+	if f := c.s.after.Load(); f != nil {
+		(*f)(ops)
+	}
+	c.busy.Store(false)
+}
