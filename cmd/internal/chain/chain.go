@@ -30,6 +30,7 @@
 // An flock on RUNTIME/up/NAME.lock for the time of Up and Down of one volume; then
 // one on RUNTIME/mnt/HASH.lock while the mount of a store is looked for, started
 // or stopped, so that one volume's Down does not stop what another one's Up found.
+// Children inherit the lock under which they were started.
 package chain
 
 import (
@@ -138,7 +139,7 @@ func New(progress, notice func(format string, args ...any)) (*Chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newChain(dir, &machine{exe: exe, scratch: dir}, progress, notice)
+	return newChain(dir, &machine{exe: exe, scratch: dir, held: -1}, progress, notice)
 }
 
 func newChain(runtime string, sys system, progress, notice func(string, ...any)) (*Chain, error) {

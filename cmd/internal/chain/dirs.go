@@ -65,6 +65,16 @@ func (c *Chain) detachIf(ctx context.Context, device, image string) error {
 	return c.detach(ctx, device, letGo)
 }
 
+// stopLocked is stop under the store's lock.
+func (c *Chain) stopLocked(ctx context.Context, name, store, dir string, res *Result) error {
+	unlock, err := c.lockStore(ctx, store)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return c.stop(ctx, name, store, dir, res)
+}
+
 // stop ends the mount of a store if Up started it and nothing else uses it; who
 // does is put into res.
 func (c *Chain) stop(ctx context.Context, name, store, dir string, res *Result) error {

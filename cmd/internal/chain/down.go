@@ -47,12 +47,17 @@ func (c *Chain) Down(ctx context.Context, name, at string) (res Result, err erro
 	if at != "" && rec.At != "" && at != rec.At {
 		return res, usagef("%s is on %s, not on %s", name, rec.At, at)
 	}
-	f, err := c.observe(ctx, name, rec.Store, rec)
+	res = Result{Name: name, Store: rec.Store, Dir: rec.Dir, Device: rec.Device, At: rec.At, FS: rec.FS}
+	unlockStore, err := c.lockStore(ctx, rec.Store)
 	if err != nil {
 		return res, err
 	}
-	res = Result{Name: name, Store: rec.Store, Dir: rec.Dir, Device: rec.Device, At: rec.At, FS: rec.FS}
-	if res.Repaired, err = c.repair(ctx, f); err != nil {
+	f, err := c.observe(ctx, name, rec.Store, rec)
+	if err == nil {
+		res.Repaired, err = c.repair(ctx, f)
+	}
+	unlockStore()
+	if err != nil {
 		return res, err
 	}
 	if err := c.takeDown(ctx, f, rec, &res); err != nil {
@@ -128,12 +133,7 @@ func (c *Chain) takeDown(ctx context.Context, f *found, rec *record, res *Result
 			return err
 		}
 	}
-	unlock, err := c.lockStore(ctx, rec.Store)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := c.stop(ctx, rec.Name, rec.Store, rec.Dir, res); err != nil {
+	if err := c.stopLocked(ctx, rec.Name, rec.Store, rec.Dir, res); err != nil {
 		return err
 	}
 	return c.forget(rec.Name)

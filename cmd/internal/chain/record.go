@@ -91,7 +91,9 @@ func (c *Chain) others(name, dir string) []string {
 	return names
 }
 
-// lock takes an flock on a file of the runtime directory. What waits is said.
+// lock takes an flock on a file of the runtime directory. What waits is said. Until
+// unlock is called, children inherit the lock: if we are killed, the next run waits
+// until the mkfs or mount that we left running has ended.
 func (c *Chain) lock(ctx context.Context, file, what string) (unlock func(), err error) {
 	fd, err := unix.Open(filepath.Join(c.runtime, file), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -100,7 +102,8 @@ func (c *Chain) lock(ctx context.Context, file, what string) (unlock func(), err
 	for told := false; ; {
 		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { unix.Close(fd) }, nil
+			before := c.sys.Hold(fd)
+			return func() { c.sys.Hold(before); unix.Close(fd) }, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			unix.Close(fd)

@@ -48,6 +48,9 @@ type system interface {
 	Mount(ctx context.Context, device, at string, fs filesystem) error
 	Unmount(ctx context.Context, at string, lazy bool) error
 
+	// Hold sets the descriptor of a lock that children inherit, and returns the one
+	// before; -1 for none.
+	Hold(fd int) (before int)
 	// Kvbfs runs this program; store, with its secrets, goes by the environment.
 	Kvbfs(ctx context.Context, store string, args ...string) error
 	// Tool runs another program; LookPath says whether there is one.
@@ -62,6 +65,13 @@ type system interface {
 type machine struct {
 	exe     string // this program
 	scratch string // private directory for the output of children
+	held    int    // descriptor of a lock that children inherit, -1 for none
+}
+
+func (m *machine) Hold(fd int) int {
+	before := m.held
+	m.held = fd
+	return before
 }
 
 func (m *machine) Daemons() ([]daemon.Mount, error)   { return daemon.Mounts() }
@@ -242,6 +252,17 @@ func (m *machine) run(ctx context.Context, env []string, path string, args ...st
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if m.held >= 0 {
+		// It becomes descriptor 3. A daemon that the child starts does not get it:
+		// there it is replaced (daemon.ReadyFD).
+		dup, err := unix.FcntlInt(uintptr(m.held), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return err
+		}
+		lock := os.NewFile(uintptr(dup), "lock")
+		defer lock.Close()
+		cmd.ExtraFiles = []*os.File{lock}
+	}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = childGrace
 	err = cmd.Run()

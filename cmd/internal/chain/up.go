@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -34,6 +35,12 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 	if err != nil {
 		return res, err
 	}
+	unlockStore, err := c.lockStore(ctx, store)
+	if err != nil {
+		return res, err
+	}
+	release := sync.OnceFunc(unlockStore)
+	defer release()
 	f, err := c.observe(ctx, req.Name, store, before)
 	if err != nil {
 		return res, err
@@ -56,12 +63,13 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 			rec.Made = nil
 		}
 	}
-	if err = c.make(ctx, req, f, rec, &res); err == nil {
+	if err = c.make(ctx, req, f, rec, &res, release); err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
+		release()
 		clean := c.takeBack(undoCtx, req.Name, f)
 		if errors.Is(err, context.Canceled) {
 			err = interrupted(clean)
@@ -141,9 +149,12 @@ func (c *Chain) tools(req Request) error {
 	return nil
 }
 
-// make makes the links that are missing, from the bottom.
-func (c *Chain) make(ctx context.Context, req Request, f *found, rec *record, res *Result) error {
-	if err := c.mountStore(ctx, req, f, rec, res); err != nil {
+// make makes the links that are missing, from the bottom. storeFound is called when
+// the store's lock is not needed any more.
+func (c *Chain) make(ctx context.Context, req Request, f *found, rec *record, res *Result, storeFound func()) error {
+	err := c.mountStore(ctx, req, f, rec, res)
+	storeFound()
+	if err != nil {
 		return err
 	}
 	image := filepath.Join(rec.Dir, req.Name)
@@ -173,22 +184,10 @@ func (c *Chain) make(ctx context.Context, req Request, f *found, rec *record, re
 	return err
 }
 
-// mountStore finds or starts the daemon of the store.
+// mountStore starts a daemon for the store if there is none. The store's lock is
+// held since we looked.
 func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *record, res *Result) error {
-	unlock, err := c.lockStore(ctx, rec.Store)
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	rec.Dir = f.dir
-	if rec.Dir == "" {
-		// Another volume's Up may have started it since we looked.
-		live, err := c.living(ctx, rec.Store, c.sys.Table())
-		if err != nil {
-			return err
-		}
-		rec.Dir = prefer([]string{c.privateDir(rec.Store)}, live)
-	}
 	if rec.Dir != "" {
 		res.Dir = rec.Dir
 		return c.save(rec)
@@ -203,7 +202,7 @@ func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *reco
 	}
 	c.Progress("mounting %s", rec.Store)
 	c.onFailure("unmount "+rec.Dir, func(ctx context.Context) error {
-		return c.stop(ctx, rec.Name, rec.Store, rec.Dir, new(Result))
+		return c.stopLocked(ctx, rec.Name, rec.Store, rec.Dir, new(Result))
 	})
 	return c.sys.Kvbfs(ctx, req.Store, append([]string{"mount", rec.Dir}, req.dangerous()...)...)
 }
