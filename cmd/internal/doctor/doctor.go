@@ -1,8 +1,8 @@
 // Package doctor looks for what kvbfs needs and lacks on this machine and in a
 // store, and says how to get it.
 //
-// Each check is a function that returns findings; it changes nothing, touches no
-// mount and is bounded in time. What it finds is graded by what it costs: fail
+// Each check is a function that returns findings; it changes nothing and is
+// bounded in time. It looks into no mount that a daemon of ours serves. What it finds is graded by what it costs: fail
 // means that kvbfs cannot serve at all here, warn that something works badly or
 // that a part (loop devices, mkfs) is missing.
 package doctor
