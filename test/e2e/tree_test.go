@@ -63,7 +63,7 @@ func tree(t *testing.T, r *rig.Rig, store, fs string) {
 	if fs == "ext4" {
 		work(t, r, at)
 	}
-	r.Kvbfs("down", "disk", "--store", store)
+	r.Kvbfs("down", "disk")
 	left := r.Loops()
 	if len(left) > 0 || r.Daemon(at) != 0 {
 		t.Fatalf("down left %v", r.Leftovers())
@@ -71,7 +71,7 @@ func tree(t *testing.T, r *rig.Rig, store, fs string) {
 
 	r.Kvbfs(up...)
 	rig.SameTree(t, want, rig.ReadTree(t, filepath.Join(at, "src")))
-	r.Kvbfs("down", "disk", "--store", store)
+	r.Kvbfs("down", "disk")
 
 	m := r.Mount(store)
 	dev := m.Attach("disk")

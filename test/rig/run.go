@@ -116,16 +116,18 @@ func (r *Rig) Start(c Cmd) *exec.Cmd {
 	return cmd
 }
 
-// OneLine fails unless text is one clear line: not empty, no panic, no stack.
+// OneLine fails unless text is one clear line, with at most one more below it,
+// indented, that says what to do: not empty, no panic, no stack.
 func OneLine(t testing.TB, what, text string) {
 	t.Helper()
 	text = strings.TrimSpace(text)
+	_, hint, hinted := strings.Cut(text, "\n")
 	switch {
 	case text == "":
 		t.Errorf("%s: no message", what)
 	case strings.Contains(text, "panic:") || strings.Contains(text, "goroutine "):
 		t.Errorf("%s: a panic\n%s", what, text)
-	case strings.Contains(text, "\n"):
+	case hinted && (!strings.HasPrefix(hint, "  ") || strings.Contains(hint, "\n")):
 		t.Errorf("%s: more than one line\n%s", what, text)
 	case !strings.HasPrefix(text, "kvbfs: "):
 		t.Errorf("%s: does not begin with who speaks: %q", what, text)

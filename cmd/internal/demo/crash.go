@@ -153,5 +153,5 @@ func (d *demo) loss(ctx context.Context, c *column) (cell, error) {
 	case !errors.Is(err, unix.EIO):
 		return cell{}, fmt.Errorf("the read of a deleted block gave %w, not EIO", err)
 	}
-	return cell{Text: "EIO", Note: "the server answers a plain miss, which others show as zeros"}, nil
+	return cell{Text: "EIO, not zeros", Note: "(the server answers a plain miss, which others show as zeros)"}, nil
 }

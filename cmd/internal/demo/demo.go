@@ -138,16 +138,16 @@ func ready(opt *Options) error {
 
 // show sets the scene and goes through the rows.
 func (d *demo) show(ctx context.Context) error {
-	d.out.progress("choosing a tree to copy")
-	var err error
-	if d.tree, err = stage(ctx, d.s.path("tree")); err != nil {
-		return fmt.Errorf("choosing a tree to copy: %w", err)
-	}
 	if err := d.open(ctx); err != nil {
 		return err
 	}
+	var err error
 	if d.way, err = d.chooseWay(ctx); err != nil {
 		return err
+	}
+	d.out.progress("choosing a tree to copy")
+	if d.tree, err = stage(ctx, d.s.path("tree"), d.way.files()); err != nil {
+		return fmt.Errorf("choosing a tree to copy: %w", err)
 	}
 	d.out.head(d)
 	for _, st := range d.steps() {

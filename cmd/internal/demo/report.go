@@ -138,8 +138,16 @@ func (r *report) done(n swept, took time.Duration) {
 func (r *report) broken(n swept) { r.printf("cleaned up: %s\n", n) }
 
 func (n swept) String() string {
-	return fmt.Sprintf("%s, %s, %s, %.0f MB", count(n.Mounts, "mount"), count(n.Loops, "loop device"),
-		count(n.Processes, "process"), float64(n.Bytes)/1e6)
+	var parts []string
+	for _, p := range []struct {
+		n    int
+		what string
+	}{{n.Mounts, "mount"}, {n.Loops, "loop device"}, {n.Processes, "process"}} {
+		if p.n > 0 {
+			parts = append(parts, count(p.n, p.what))
+		}
+	}
+	return strings.Join(append(parts, fmt.Sprintf("%.0f MB", float64(n.Bytes)/1e6)), ", ")
 }
 
 // kept says how to go on after --keep.

@@ -18,10 +18,9 @@ import (
 // it takes seconds on two cores, twice.
 const (
 	maxTreeBytes = 64 << 20
-	maxTreeFiles = 3000
 	maxFileBytes = 4 << 20
 	minTreeFiles = 200
-	minTreeBytes = 4 << 20
+	minTreeBytes = 2 << 20
 )
 
 // tree is what is copied: a staged copy of something real.
@@ -33,12 +32,13 @@ type tree struct {
 	sums  map[string][sha256.Size]byte // by path below dir
 }
 
-// stage copies a bounded part of the first place that has enough into dir. On a
+// stage copies a bounded part of the first place that has enough into dir, of at
+// most so many files. On a
 // machine that has nothing it makes files up.
-func stage(ctx context.Context, dir string) (tree, error) {
+func stage(ctx context.Context, dir string, files int) (tree, error) {
 	var best tree
 	for _, from := range treePlaces() {
-		t, err := stageFrom(ctx, from, dir)
+		t, err := stageFrom(ctx, from, dir, files)
 		if err != nil {
 			return t, err
 		}
@@ -53,7 +53,7 @@ func stage(ctx context.Context, dir string) (tree, error) {
 		}
 	}
 	if best.files > 0 && best.bytes >= minTreeBytes {
-		return stageFrom(ctx, best.from, dir)
+		return stageFrom(ctx, best.from, dir, files)
 	}
 	return invent(dir)
 }
@@ -68,7 +68,7 @@ func treePlaces() []string {
 
 var errEnough = errors.New("enough")
 
-func stageFrom(ctx context.Context, from, dir string) (tree, error) {
+func stageFrom(ctx context.Context, from, dir string, files int) (tree, error) {
 	t := tree{from: from, dir: dir, sums: map[string][sha256.Size]byte{}}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return t, err
@@ -88,7 +88,7 @@ func stageFrom(ctx context.Context, from, dir string) (tree, error) {
 		if err != nil || info.Size() > maxFileBytes {
 			return nil
 		}
-		if t.files == maxTreeFiles || t.bytes+info.Size() > maxTreeBytes {
+		if t.files == files || t.bytes+info.Size() > maxTreeBytes {
 			return errEnough
 		}
 		rel, err := filepath.Rel(real, p)
