@@ -11,7 +11,12 @@ import (
 
 func TestConformance(t *testing.T) {
 	t.Run("unix", func(t *testing.T) { conformance(t) })
-	t.Run("tcp", func(t *testing.T) { conformance(t, memcachedtest.TCP()) })
+	t.Run("tcp", func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("the same over TCP takes some more seconds")
+		}
+		conformance(t, memcachedtest.TCP())
+	})
 }
 
 func conformance(t *testing.T, opts ...memcachedtest.Option) {
