@@ -458,3 +458,18 @@ func TestAcquireRefuses(t *testing.T) {
 		t.Fatal("a refused acquisition holds it", err)
 	}
 }
+
+// The fence is closed before the lease can be seen as free.
+func TestFenceClosesBeforeTheRelease(t *testing.T) {
+	st := newVolume(t, 1)
+	p, r := host(t, st)
+	l := acquire(t, p, LeaseOptions{TTL: time.Hour})
+	passed := false
+	r.hook(func(op, _ string, _ int) error {
+		passed = passed || op == "swap" && l.Fence().Passes()
+		return nil
+	}, nil)
+	if err := l.Release(t.Context()); err != nil || passed {
+		t.Fatal("writes pass while the lease is given up", err)
+	}
+}

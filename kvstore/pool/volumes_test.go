@@ -231,3 +231,48 @@ func FuzzCheckName(f *testing.F) {
 		}
 	})
 }
+
+// A creator that says Ready when its name was just taken over learns it, also if
+// its record was still there.
+func TestReadyAfterTakeover(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(mem.New(mem.Config{}))
+	p, q := open(t, r, Options{}), open(t, newRig(r.Store), Options{})
+	v, err := p.CreateVolume(ctx, "v", 1<<20, 1)
+	if err != nil || q.Refresh(ctx) != nil {
+		t.Fatal(err)
+	}
+	other := entry{"v", Creating, newID()}
+	r.hook(func(op, name string, _ int) error {
+		if op != "swap" || name != p.volumeName(v.UUID) {
+			return nil
+		}
+		return q.editCatalogue(ctx, q.table.Load(), func(c *catalogue) (bool, error) { c.put(other); return true, nil })
+	}, nil)
+	_, err = p.Update(ctx, "v", setTo(Ready))
+	wantErr(t, err, ErrNoVolume)
+	c, _, err := q.readCatalogue(ctx, q.table.Load())
+	if e, _ := c.lookup("v"); err != nil || e != other {
+		t.Fatal("the winner's entry was changed", e, err)
+	}
+}
+
+func TestCopiesNeverGoBack(t *testing.T) {
+	ctx := t.Context()
+	p := open(t, mem.New(mem.Config{Servers: 2}), Options{})
+	v := makeReady(t, p, "v")
+	name := p.volumeName(v.UUID)
+	old, err := p.get(ctx, 0, name, kindVolume)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Update(ctx, "v", func(v *Volume) error { v.Size *= 2; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.copyTo(ctx, 1, name, old.head, old.raw.Value); err != nil { // a slow writer
+		t.Fatal(err)
+	}
+	if c, err := p.get(ctx, 1, name, kindVolume); err != nil || c.head.revision <= old.head.revision {
+		t.Fatal("the copy went back", err)
+	}
+}
