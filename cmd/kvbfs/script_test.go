@@ -58,12 +58,13 @@ func TestScript(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"status":  exitStatusCmd,
-			"lines":   linesCmd,
-			"clean":   cleanCmd,
-			"signal":  signalCmd,
-			"hold":    holdCmd,
-			"waitend": waitEndCmd,
+			"status":    exitStatusCmd,
+			"lines":     linesCmd,
+			"clean":     cleanCmd,
+			"signal":    signalCmd,
+			"hold":      holdCmd,
+			"waitend":   waitEndCmd,
+			"memcached": memcachedCmd,
 		},
 	})
 }
@@ -212,4 +213,20 @@ func holdCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if n, err := out.Read(make([]byte, 16)); n == 0 {
 		ts.Fatalf("could not open %s: %v", args[0], err)
 	}
+}
+
+// memcachedCmd: memcached SOCKET ARGS... runs a server for the length of the script.
+func memcachedCmd(ts *testscript.TestScript, _ bool, args []string) {
+	socket := args[0]
+	cmd := exec.Command("memcached", append([]string{"-u", "root", "-s", socket}, args[1:]...)...)
+	ts.Check(cmd.Start())
+	ts.Defer(func() { cmd.Process.Kill(); cmd.Wait() })
+	for range 500 {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("memcached does not answer on %s", socket)
 }

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
+	"github.com/kvbfs/kvbfs/kvstore/volume"
+)
+
+func TestExitStatus(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want int
+	}{
+		{io.EOF, 1},
+		{errSaid, 1},
+		{usagef("no"), 2},
+		{fmt.Errorf("x: %w", usagef("no")), 2},
+		{fmt.Errorf("x: %w", stack.ErrInput), 2},
+		{fmt.Errorf("x: %w", pool.ErrBadName), 2},
+		{fmt.Errorf("x: %w", pool.ErrBadSize), 2},
+		{volume.ErrShrink, 2},
+		{volume.ErrOutside, 2},
+		{pool.ErrNoVolume, 1},
+		{pool.ErrHeld, 1},
+		{&kvstore.OpError{Op: "read", Err: kvstore.ErrUnreachable}, 1},
+		{&daemon.StartError{Text: "x", Status: 2}, 2},
+		{&daemon.StartError{Text: "x", Status: 1}, 1},
+		{fmt.Errorf("x: %w", context.Canceled), 130},
+		{errors.Join(io.EOF, context.Canceled), 130},
+		{context.DeadlineExceeded, 1},
+	} {
+		if got := exitStatus(c.err); got != c.want {
+			t.Errorf("exitStatus(%v) = %d, want %d", c.err, got, c.want)
+		}
+	}
+}
+
+func TestParseOffset(t *testing.T) {
+	for in, want := range map[string]int64{"0": 0, "4096": 4096, "1M": 1 << 20, "0x1000": 4096, "0X10": 16} {
+		if got, err := parseOffset(in); err != nil || got != want {
+			t.Errorf("parseOffset(%q) = %d, %v; want %d", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", "-1", "0x", "0x-1", "0x+1", "0xfffffffffffffffff", "x"} {
+		if got, err := parseOffset(in); exitStatus(err) != 2 {
+			t.Errorf("parseOffset(%q) = %d, %v; want a usage error", in, got, err)
+		}
+	}
+}
+
+// A store that comes from the environment may hold a secret: it must not become
+// an argument of the daemon.
+func TestChildArgsHoldWhatWasGiven(t *testing.T) {
+	t.Setenv("KVBFS_STORE", "redis://u:s3cret@h")
+	c := mountCmd{Dir: "-m", Connections: 2, Only: []string{"a", "b"}, ReadOnly: true}
+	got := fmt.Sprint(c.childArgs())
+	want := "[mount -f --ready-fd=3 --connections=2 --only=a,b --read-only -- -m]"
+	if got != want {
+		t.Errorf("childArgs:\n%s\nwant\n%s", got, want)
+	}
+}
