@@ -221,6 +221,8 @@ func (*debugfsWay) name() string {
 	return "ext4 by mke2fs -d and debugfs, no loop device or fuse2fs here"
 }
 
+func (*debugfsWay) files() int { return 3000 }
+
 func (w *debugfsWay) disk(ctx context.Context, c *column, volume string, f func(string) error) error {
 	return image{}.disk(ctx, c, volume, f)
 }
