@@ -337,7 +337,9 @@ func (ch *channel) poll(ctx context.Context) {
 }
 
 // abandon ends everything without an answer. Connections on which an answer is
-// owed are of no use any more.
+// owed are of no use any more. On TCP the channel's next dial waits until the
+// server dropped the old connection; a unix socket cannot be told apart there, so
+// a write that was given up may still be executed when the server wakes up.
 func (ch *channel) abandon(err error) {
 	for _, c := range ch.active {
 		if !c.pending() {
