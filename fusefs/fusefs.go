@@ -32,7 +32,8 @@
 // whole, lanes are lists with an atomic head, in-flight requests are stamps in
 // atomic slots. The slow paths take, in this order and never two of one kind:
 // node.changing (held during store access, orders CREATE-to-size and open on one
-// node), tree.mu (never held during store access), catalogue.mu, usage.mu.
+// node), tree.mu (never held during store access), then the leaves catalogue.mu,
+// usage.mu, closer.mu, connection.mu.
 //
 // # The traps
 //
