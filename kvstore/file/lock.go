@@ -12,12 +12,12 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore"
 )
 
-// locked runs f while this process alone may change records and layers. make
+// locked runs f while this process alone may change records and layers. create
 // says that the directory is made if it is not there; without, ErrAbsent.
 //
 // The flock is tried and not waited for, because a process that is stopped while
 // it holds the lock must not make ours deaf to its context.
-func (s *Store) locked(ctx context.Context, make bool, f func() error) error {
+func (s *Store) locked(ctx context.Context, create bool, f func() error) error {
 	select {
 	case <-s.change:
 	case <-ctx.Done():
@@ -27,7 +27,7 @@ func (s *Store) locked(ctx context.Context, make bool, f func() error) error {
 	if err := s.usable(ctx); err != nil {
 		return err
 	}
-	if make {
+	if create {
 		if err := s.makeTop(); errors.Is(err, kvstore.ErrInvalid) {
 			return err
 		} else if err != nil {
@@ -38,7 +38,7 @@ func (s *Store) locked(ctx context.Context, make bool, f func() error) error {
 		return err
 	}
 	defer func() { _ = unix.Flock(s.lockFD, unix.LOCK_UN) }() // cannot fail on an open file
-	if make {
+	if create {
 		if err := s.makeInside(); err != nil {
 			return classify(err, kvstore.ErrUnreachable)
 		}

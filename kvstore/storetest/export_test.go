@@ -1,0 +1,4 @@
+package storetest
+
+// RaceEnabled lets the tests know which checks the suite leaves out.
+const RaceEnabled = raceEnabled
