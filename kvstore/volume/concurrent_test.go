@@ -206,7 +206,7 @@ func TestSameBlockInOneBatch(t *testing.T) {
 		r.create("v", 4096*kvstore.BlockSize)
 		v := r.open("v")
 		var reqs []*Request
-		for i := range 200 {
+		for i := range 60 {
 			reqs = append(reqs,
 				&Request{Kind: Write, Vol: v, Off: int64(i%4)*4096 + int64(i%8)*512, Data: bytes.Repeat([]byte{9}, 512)},
 				&Request{Kind: Read, Vol: v, Off: int64(i % 4 * 4096), Data: make([]byte, 4096)})

@@ -137,3 +137,14 @@ func TestZero(t *testing.T) {
 		t.Fatal()
 	}
 }
+
+// TestStateLayout holds the offsets that docs/format.md gives.
+func TestStateLayout(t *testing.T) {
+	got := []int64{presentAt, level1At, level2At, level3At, dirtyAt, queuedAt, pendingAt, sequencesAt, stateSize}
+	want := []int64{4096, 2147491840, 2147561472, 2147565568, 2147569664, 2147639296, 2147708928, 4295196672, 4299427840}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("array %d is at %d, want %d", i, got[i], want[i])
+		}
+	}
+}

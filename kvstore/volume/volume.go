@@ -6,6 +6,34 @@
 // the map, sends the rest down in one kvstore.Channel.Do, and completes each
 // request. Different workers run in parallel without a lock between them; what
 // orders them is the claim of each block (claims.go).
+//
+// # The nouns
+//
+//   - A [Set] is all volumes of a pool, a [Volume] one that is open, a [Worker]
+//     one caller's way in, with a channel of its own.
+//   - The presence map says which blocks were stored (presence.go). It is stored
+//     in pages that form a tree (pages.go, tree.go). Stores that know themselves
+//     which blocks exist have none.
+//   - The local state is the map of a volume open for writing, in a file on tmpfs
+//     that outlives a crash of the daemon (state.go, recover.go).
+//   - A block that is present in the map and absent in the store is lost, never a
+//     hole (settle.go, counters.go).
+//   - A discarded block is pending until the reaper deleted its key (reaper.go).
+//
+// # The invariants
+//
+// A bit is set after its block was stored and before the request is answered. A
+// page, and its bit in each parent, is stored before the first block of its range
+// is. A key is deleted only when its bit is off in memory and in the page that
+// was stored last, under the block's claim. A page is dirty from before a request
+// that changed it is answered until a copy taken later is stored.
+//
+// # The order of locks
+//
+// The name's lock of the Set (open, close, resize, remove), then claims, then the
+// gate of a volume (stores of map pages), then small mutexes that are never held
+// across I/O. Who holds a claim never waits for another one; who holds a gate
+// never waits for a claim.
 package volume
 
 import (
