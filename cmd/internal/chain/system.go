@@ -284,15 +284,13 @@ func childError(name, said string, err error) error {
 	if len(lines) == 0 {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	// Tools follow the reason with their usage; kvbfs itself says it last.
-	line := lines[0]
-	for _, l := range lines {
-		if strings.HasPrefix(l, "kvbfs: ") {
-			line = l
+	// kvbfs itself says the reason last; tools follow it with their usage.
+	for _, l := range slices.Backward(lines) {
+		if text, own := strings.CutPrefix(l, "kvbfs: "); own {
+			return errors.New(text)
 		}
 	}
-	line = strings.TrimPrefix(strings.TrimSpace(line), name+": ")
-	return fmt.Errorf("%s: %s", name, line)
+	return fmt.Errorf("%s: %s", name, strings.TrimPrefix(strings.TrimSpace(lines[0]), name+": "))
 }
 
 func (m *machine) Spawn(name string, args ...string) (int, error) {

@@ -1,0 +1,350 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/kvbfs/kvbfs/losetup"
+	"github.com/kvbfs/kvbfs/losetup/mountinfo"
+)
+
+func TestUpAndDown(t *testing.T) {
+	for _, rootless := range []bool{false, true} {
+		for _, fs := range fsNames() {
+			if rootless && fs != "ext4" {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s rootless=%t", fs, rootless), func(t *testing.T) {
+				f := newFake()
+				c, req := start(t, f)
+				req.FS, req.Rootless = fs, rootless
+				res, err := c.Up(t.Context(), req)
+				if err != nil || res.Already || !res.CreatedVolume || !res.MadeFS || !res.StartedMount || res.FS != fs {
+					t.Fatalf("Up: %+v, %v", res, err)
+				}
+				if _, ok := mountinfo.At(f.table, req.At); !ok {
+					t.Fatal("nothing is mounted")
+				}
+				calls := f.calls
+				again, err := c.Up(t.Context(), req)
+				if err != nil || !again.Already || again.FS != fs || f.calls != calls {
+					t.Errorf("second Up did %d things: %+v, %v", f.calls-calls, again, err)
+				}
+				if _, err := c.Down(t.Context(), req.Name, req.At); err != nil {
+					t.Fatal(err)
+				}
+				if left := leftovers(c, f, req); !slices.Equal(left, []string{"volume vol"}) {
+					t.Errorf("Down left %v", left)
+				}
+				if res, err := c.Down(t.Context(), req.Name, ""); err != nil || !res.Already {
+					t.Errorf("second Down: %+v, %v", res, err)
+				}
+			})
+		}
+	}
+}
+
+// Each call of Up fails in turn, before or after its effect: all is taken back.
+func TestAFailedUpLeavesNothing(t *testing.T) {
+	for _, rootless := range []bool{false, true} {
+		for _, after := range []bool{false, true} {
+			for _, cancelled := range []bool{false, true} {
+				n := 1
+				for ; ; n++ {
+					f := newFake()
+					c, req := start(t, f)
+					req.Rootless = rootless
+					ctx, cancel := context.WithCancel(t.Context())
+					f.failAt, f.after = n, after
+					if cancelled {
+						f.cancel = cancel
+					}
+					_, err := c.Up(ctx, req)
+					cancel()
+					if err == nil {
+						break
+					}
+					if !errors.Is(err, errInjected) && !errors.Is(err, context.Canceled) {
+						t.Errorf("rootless=%t after=%t call %d: %v", rootless, after, n, err)
+					}
+					if left := leftovers(c, f, req); len(left) > 0 {
+						t.Errorf("rootless=%t after=%t call %d: left %v", rootless, after, n, left)
+					}
+				}
+				if n < 5 {
+					t.Errorf("only %d calls were tried", n-1)
+				}
+			}
+		}
+	}
+}
+
+func TestAFailedUpKeepsWhatWasThere(t *testing.T) {
+	f := newFake()
+	c, req := start(t, f)
+	f.serve("/mnt/all", testStore)
+	f.volumes["vol"], f.sizes["vol"] = make([]byte, probeSize), DefaultSize
+	f.failAt, f.after = 3, true // attach, mkfs, mount
+	if _, err := c.Up(t.Context(), req); !errors.Is(err, errInjected) {
+		t.Fatal(err)
+	}
+	left := leftovers(c, f, req)
+	if !slices.Equal(left, []string{"mount /mnt/all", "volume vol"}) {
+		t.Errorf("left %v", left)
+	}
+	if got := identify(f.volumes["vol"]); got != empty && got != "ext4" {
+		t.Errorf("the volume holds %q", got)
+	}
+}
+
+func TestUpAfterTheDaemonDied(t *testing.T) {
+	f := newFake()
+	c, req := start(t, f)
+	if _, err := c.Up(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	f.crash()
+	res, err := c.Up(t.Context(), req)
+	if err != nil || res.Already || res.CreatedVolume || res.MadeFS || !res.StartedMount {
+		t.Fatalf("Up: %+v, %v", res, err)
+	}
+	if len(res.Repaired) != 3 || !slices.Equal(res.Repaired, f.said) {
+		t.Errorf("it says %q, told %q, want file system, device and mount", res.Repaired, f.said)
+	}
+	if len(f.devices) != 1 || len(f.table) != 2 {
+		t.Errorf("devices %v, mounts %v", f.devices, f.table)
+	}
+	f.crash()
+	if _, err := c.Down(t.Context(), req.Name, ""); err != nil {
+		t.Fatal(err)
+	}
+	if left := leftovers(c, f, req); !slices.Equal(left, []string{"volume vol"}) {
+		t.Errorf("Down after a crash left %v", left)
+	}
+}
+
+func TestADeadDeviceThatIsHeldGoesLater(t *testing.T) {
+	f := newFake()
+	c, req := start(t, f)
+	if _, err := c.Up(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	device := f.devices[0].Path
+	f.crash()
+	f.users[device] = []string{"open in process 1 (x)"}
+	if _, err := c.Up(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(f.later, []string{device}) {
+		t.Errorf("detached later: %v, want %s", f.later, device)
+	}
+}
+
+func TestAFileSystemHalfMadeIsMadeAnew(t *testing.T) {
+	for content, want := range map[string]bool{unknown: true, half: true, "ext4": true, "swap": false} {
+		f := newFake()
+		c, req := start(t, f)
+		f.serve("/mnt/all", testStore)
+		head := make([]byte, probeSize)
+		f.volumes["vol"], f.sizes["vol"] = head, DefaultSize
+		switch content {
+		case unknown:
+			head[70000] = 1
+		case half:
+			copy(head[0x10040:], "!BHRfS_M")
+		case "ext4":
+			writeMagic(head, "mke2fs")
+		case "swap":
+			copy(head[4086:], "SWAPSPACE2")
+		}
+		before := slices.Clone(head)
+		if err := c.save(&record{Name: "vol", Store: testStore, At: req.At, Mkfs: true}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := c.Up(t.Context(), req)
+		if (err == nil) != want {
+			t.Errorf("%s: %v", content, err)
+		}
+		if content == "ext4" || content == "swap" {
+			if !slices.Equal(before, head) {
+				t.Errorf("%s: the volume was changed", content)
+			}
+		}
+	}
+}
+
+func TestUpRefuses(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(f *fake, c *Chain, req *Request)
+		want   string
+	}{
+		"a mount point in use": {func(f *fake, _ *Chain, req *Request) {
+			f.table = append(f.table, mountinfo.Mount{Point: req.At, Type: "tmpfs", Source: "tmpfs"})
+		}, "mount point already"},
+		"another file system": {func(f *fake, _ *Chain, req *Request) {
+			writeMagic(f.volumes["vol"], "mkfs.xfs")
+			req.FS = "ext4"
+		}, "holds xfs, not ext4"},
+		"raw data":     {func(f *fake, _ *Chain, _ *Request) { f.volumes["vol"][999999] = 1 }, "unknown kind"},
+		"another size": {func(_ *fake, _ *Chain, req *Request) { req.Size = 4096 }, "resize"},
+		"up elsewhere": {func(f *fake, _ *Chain, _ *Request) {
+			f.devices = append(f.devices, losetup.Device{Path: "/dev/loop90", Backing: "/mnt/all/vol"})
+			f.table = append(f.table, mountinfo.Mount{Point: "/other", Type: "ext4", Source: "/dev/loop90"})
+		}, "up already, on /other"},
+		"a bad name":   {func(_ *fake, _ *Chain, req *Request) { req.Name = "../x" }, "not a volume name"},
+		"no place":     {func(_ *fake, _ *Chain, req *Request) { req.At = "" }, "--at"},
+		"ntfs":         {func(_ *fake, _ *Chain, req *Request) { req.FS = "ntfs" }, "ext4, xfs and btrfs"},
+		"rootless xfs": {func(_ *fake, _ *Chain, req *Request) { req.FS, req.Rootless = "xfs", true }, "ext4 only"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake()
+			c, req := start(t, f)
+			f.serve("/mnt/all", testStore)
+			f.volumes["vol"], f.sizes["vol"] = make([]byte, probeSize), DefaultSize
+			tt.change(f, c, &req)
+			table, devices, head := len(f.table), len(f.devices), slices.Clone(f.volumes["vol"])
+			_, err := c.Up(t.Context(), req)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want an error with %q", err, tt.want)
+			}
+			if len(f.table) != table || len(f.devices) != devices || !slices.Equal(head, f.volumes["vol"]) {
+				t.Errorf("it changed something: %v %v", f.table, f.devices)
+			}
+		})
+	}
+}
+
+func TestDownRefusesWhileInUse(t *testing.T) {
+	f := newFake()
+	c, req := start(t, f)
+	if _, err := c.Up(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	calls := f.calls
+	f.users[req.At] = []string{"process 5 (editor)"}
+	if _, err := c.Down(t.Context(), req.Name, ""); err == nil || !strings.Contains(err.Error(), "process 5 (editor)") {
+		t.Errorf("Down: %v, want one that names the process", err)
+	}
+	if _, err := c.Down(t.Context(), req.Name, "/elsewhere"); !errors.Is(err, ErrUsage) {
+		t.Errorf("Down at another place: %v, want ErrUsage", err)
+	}
+	if f.calls != calls {
+		t.Errorf("a refused Down did %d things", f.calls-calls)
+	}
+	delete(f.users, req.At)
+	if _, err := c.Down(t.Context(), req.Name, ""); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAMountIsSharedAndStoppedByTheLast(t *testing.T) {
+	f := newFake()
+	c, one := start(t, f)
+	two := one
+	two.Name, two.At = "two", filepath.Join(t.TempDir(), "two")
+	for _, req := range []Request{one, two} {
+		if _, err := c.Up(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(f.daemons) != 1 {
+		t.Fatalf("%d daemons serve one store", len(f.daemons))
+	}
+	res, err := c.Down(t.Context(), one.Name, "")
+	if err != nil || len(res.Left) != 1 || !strings.Contains(res.Left[0], "volume two") || len(f.daemons) != 1 {
+		t.Errorf("Down of the first: %+v, %v, %d daemons", res, err, len(f.daemons))
+	}
+	if res, err := c.Down(t.Context(), two.Name, ""); err != nil || len(res.Left) != 0 || len(f.daemons) != 0 {
+		t.Errorf("Down of the last: %+v, %v, %d daemons", res, err, len(f.daemons))
+	}
+}
+
+func TestAUsersOwnMountIsUsedAndKept(t *testing.T) {
+	f := newFake()
+	c, req := start(t, f)
+	f.serve("/mnt/all", testStore)
+	res, err := c.Up(t.Context(), req)
+	if err != nil || res.StartedMount || res.Dir != "/mnt/all" {
+		t.Fatalf("Up: %+v, %v", res, err)
+	}
+	if _, err := c.Down(t.Context(), req.Name, ""); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.daemons) != 1 {
+		t.Error("Down stopped a mount that Up did not start")
+	}
+}
+
+func TestIdentify(t *testing.T) {
+	at := func(off int, s string) []byte {
+		b := make([]byte, probeSize)
+		copy(b[off:], s)
+		return b
+	}
+	xfsHalf := at(0, "XFSB")
+	xfsHalf[xfsInProgress] = 1
+	ext := func(compat, incompat byte) []byte {
+		b := at(1024+56, "\x53\xef")
+		b[1024+92], b[1024+96] = compat, incompat
+		return b
+	}
+	for want, heads := range map[string][][]byte{
+		empty:               {nil, make([]byte, probeSize)},
+		"xfs":               {at(0, "XFSB")},
+		"btrfs":             {at(0x10040, "_BHRfS_M")},
+		half:                {xfsHalf, at(0x10040, "!BHRfS_M")},
+		"ext2":              {ext(0, 0)},
+		"ext3":              {ext(4, 0)},
+		"ext4":              {ext(4, 0x40), ext(0, 0x80)},
+		"a partition table": {at(510, "\x55\xaa"), at(4096, "EFI PART")},
+		unknown:             {at(probeSize-1, "x"), at(0, "hello")},
+	} {
+		for _, head := range heads {
+			if got := identify(head); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		}
+	}
+}
+
+func FuzzIdentify(f *testing.F) {
+	f.Add([]byte("XFSB"))
+	f.Fuzz(func(t *testing.T, head []byte) { identify(head) })
+}
+
+func TestMakeDirs(t *testing.T) {
+	base := t.TempDir()
+	dir := filepath.Join(base, "a", "b")
+	made, err := makeDirs(dir)
+	if err != nil || !slices.Equal(made, []string{filepath.Join(base, "a"), dir}) {
+		t.Fatalf("%v, %v", made, err)
+	}
+	if err := os.WriteFile(filepath.Join(base, "a", "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	removeDirs(made)
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the empty directory is still there")
+	}
+	if _, err := os.Stat(filepath.Join(base, "a", "file")); err != nil {
+		t.Error("a file of the user was removed")
+	}
+}
+
+func TestChildErrorIsOneLine(t *testing.T) {
+	for said, want := range map[string]string{
+		"":                                     "mke2fs: exit",
+		"mke2fs: bad option\nUsage: ...\n":     "mke2fs: bad option",
+		"waiting\nkvbfs: store is not there\n": "store is not there",
+	} {
+		if got := childError("mke2fs", said, errors.New("exit")).Error(); got != want {
+			t.Errorf("%q: got %q, want %q", said, got, want)
+		}
+	}
+}
