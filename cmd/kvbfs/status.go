@@ -55,7 +55,7 @@ func (c *statusCmd) Run(g *globals) error {
 	for i, m := range mounts {
 		wg.Go(func() {
 			s := &daemon.Status{}
-			all[i] = mountStatus{Status: s, Users: fusefs.Users(m.Dir)}
+			all[i] = mountStatus{Status: s, Users: append([]string{}, fusefs.Users(m.Dir)...)}
 			if err := askStatus(g.ctx, m, s); err != nil {
 				*s = daemon.Status{Mount: m}
 				all[i].Problem = err.Error()

@@ -32,9 +32,12 @@ func (c *umountCmd) Run(g *globals) error {
 	if !ok {
 		return c.withoutDaemon(dir)
 	}
-	err = daemon.CallProgress(g.ctx, m, "umount", daemon.UmountParams{Force: c.Force}, nil, func(p daemon.Progress) {
-		fmt.Fprintln(os.Stderr, "kvbfs: waiting:", p.Text)
-	})
+	// A daemon that is stopped takes the call and never answers: ask for what is
+	// answered at once first.
+	var alive daemon.Status
+	if err = askStatus(g.ctx, m, &alive); err == nil {
+		err = c.ask(g, m)
+	}
 	switch {
 	case errors.Is(err, fusefs.ErrBusy):
 		return fmt.Errorf("%s is still used by %s", dir, users(dir, err))
@@ -51,6 +54,13 @@ func (c *umountCmd) Run(g *globals) error {
 		return fmt.Errorf("%s is unmounted and stored, but process %d has not ended yet", dir, m.PID)
 	}
 	return nil
+}
+
+// ask has the daemon unmount, and shows what it waits for.
+func (c *umountCmd) ask(g *globals, m daemon.Mount) error {
+	return daemon.CallProgress(g.ctx, m, "umount", daemon.UmountParams{Force: c.Force}, nil, func(p daemon.Progress) {
+		fmt.Fprintln(os.Stderr, "kvbfs: waiting:", p.Text)
+	})
 }
 
 // leaveTime is what a daemon has to end after its last answer.

@@ -34,7 +34,11 @@ func (f storeFlag) open(ctx context.Context, name string, dangerous bool) (daemo
 		return nil, err
 	}
 	if mounts := daemon.FindStore(url); len(mounts) > 0 {
-		return daemon.Remote{Mount: choose(ctx, mounts, name)}, nil
+		m, err := choose(ctx, mounts, name)
+		if err != nil {
+			return nil, err
+		}
+		return daemon.Remote{Mount: m}, nil
 	}
 	if stack.Private(f.Store) || url == "mem:" {
 		return nil, usagef("a store in memory lives inside its mount, and none is mounted: kvbfs mount DIR --store mem:")
@@ -48,23 +52,29 @@ func (f storeFlag) open(ctx context.Context, name string, dangerous bool) (daemo
 	return daemon.Local{Stack: s}, nil
 }
 
-// choose returns the daemon that has the volume open, else the first one.
-func choose(ctx context.Context, mounts []daemon.Mount, name string) daemon.Mount {
-	if name == "" || len(mounts) == 1 {
-		return mounts[0]
-	}
+// choose returns the daemon that has the volume open, else the first one that
+// answers.
+func choose(ctx context.Context, mounts []daemon.Mount, name string) (best daemon.Mount, err error) {
+	found := false
 	for _, m := range mounts {
 		var s daemon.Status
-		if err := askStatus(ctx, m, &s); err != nil {
+		if askErr := askStatus(ctx, m, &s); askErr != nil {
+			err = fmt.Errorf("%w; `kvbfs status` tells more", askErr)
 			continue
+		}
+		if !found {
+			best, found = m, true
 		}
 		for _, o := range s.FS.Opened {
 			if o.Volume == name {
-				return m
+				return m, nil
 			}
 		}
 	}
-	return mounts[0]
+	if found {
+		return best, nil
+	}
+	return best, err
 }
 
 // on opens the store, runs f and closes it again.

@@ -157,5 +157,9 @@ func (c *volumeSetCmd) Run(g *globals) error {
 	if len(mounts) == 0 {
 		return fmt.Errorf("no mount on this machine serves %s: there is nothing to set", url)
 	}
-	return daemon.Remote{Mount: choose(g.ctx, mounts, c.Name)}.SetTimeout(g.ctx, c.Name, *c.IOTimeout)
+	m, err := choose(g.ctx, mounts, c.Name)
+	if err != nil {
+		return err
+	}
+	return daemon.Remote{Mount: m}.SetTimeout(g.ctx, c.Name, *c.IOTimeout)
 }

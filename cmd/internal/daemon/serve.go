@@ -54,6 +54,8 @@ type server struct {
 	once   sync.Once     // closes force
 	err    error         // why it ended; valid after ended
 
+	stopResume func() // ends the resumption of removals, and waits for it
+
 	mu    sync.Mutex // guards drain
 	drain string     // what the end waits for, for people
 }
@@ -100,6 +102,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	s.resumeRemovals()
 	control, err := listen(s.mount.Socket, s.methods(), s.log)
 	if err == nil {
 		s.mount.Ready = true
@@ -157,6 +160,22 @@ func (s *server) start(ctx context.Context) (err error) {
 		return err
 	}
 	return nil
+}
+
+// resumeRemovals finishes, beside the serving, what an interrupted removal left.
+func (s *server) resumeRemovals() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	s.stopResume = func() { cancel(); <-done }
+	go func() {
+		defer close(done)
+		if s.cfg.FS.ReadOnly {
+			return
+		}
+		if err := s.stack.Volumes.ResumeRemovals(ctx); err != nil && ctx.Err() == nil {
+			s.log("removing what an interrupted removal left: %v; the next mount tries again", err)
+		}
+	}()
 }
 
 // run waits for the end and for signals.
@@ -277,6 +296,7 @@ func (s *server) drainAll(ctx context.Context) error {
 }
 
 func (s *server) closeAll(ctx context.Context) error {
+	s.stopResume()
 	if err := s.fs.Close(ctx); err != nil {
 		return err
 	}
