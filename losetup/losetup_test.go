@@ -289,6 +289,29 @@ func TestDetachSeesOtherMountNamespaces(t *testing.T) {
 	}
 }
 
+func TestDetachLaterWaitsForTheLastUser(t *testing.T) {
+	needLoop(t)
+	file := newImage(t)
+	d := mustAttach(t, file, Options{})
+	held, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = DetachLater(d.Path)
+	got, getErr := Get(d.Path)
+	unix.Close(held)
+	if err != nil || getErr != nil || !got.Autoclear {
+		t.Fatalf("DetachLater: %v; it left %+v, %v", err, got, getErr)
+	}
+	for range 1000 {
+		if found, err := Find(file); err != nil || len(found) == 0 {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Error("the device is still there after its last user")
+}
+
 func TestResize(t *testing.T) {
 	needLoop(t)
 	file := newImage(t)

@@ -151,7 +151,8 @@ func FindDevice(arg, dir, store string) (string, error) {
 // devicesOf are the devices of the volume in one of the mounts. A file whose
 // mount was lazily unmounted is spelled /NAME.
 func devicesOf(name string, devices []losetup.Device, mounts []daemon.Mount) []losetup.Device {
-	dirs := map[string]bool{"/": true}
+	_, err := os.Lstat("/" + name)
+	dirs := map[string]bool{"/": errors.Is(err, os.ErrNotExist)}
 	for _, m := range mounts {
 		dirs[m.Dir] = true
 	}
