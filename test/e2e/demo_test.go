@@ -116,7 +116,7 @@ func TestUpInterrupted(t *testing.T) {
 	rig.RequireLoop(t)
 	rnd := rig.Rand(t)
 	for i := range 8 {
-		after := time.Duration(rnd.IntN(1200)) * time.Millisecond
+		after := time.Duration(rnd.IntN(500)) * time.Millisecond
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			r := rig.New(t, time.Minute)
 			at := r.Mkdir("at")

@@ -64,7 +64,6 @@ func TestWrongInput(t *testing.T) {
 		{"umount of nothing", 1, []string{"umount", mnt}},
 		{"detach of nothing", 1, []string{"detach", "/dev/loop4000"}},
 		{"detach of no loop device", 0, []string{"detach", "/dev/null"}},
-		{"down of nothing", 1, []string{"down", "none"}},
 		{"wrong file system", 0, []string{"up", "v", "--size", "1G", "--fs", "ntfs9", "--at", mnt, "--store", store}},
 		{"up on a file", 0, []string{"up", "v", "--size", "1G", "--at", file, "--store", store}},
 		{"up with a bad name", 0, []string{"up", "a/b", "--size", "1G", "--at", mnt, "--store", store}},
