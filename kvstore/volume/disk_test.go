@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"testing"
 
@@ -257,4 +258,63 @@ func TestInterruptedRemoval(t *testing.T) {
 	if len(list) != 0 {
 		t.Fatal(list)
 	}
+}
+
+// TestFailedRecovery: a recovery that could not store its pages is tried again by
+// the next open, and nothing that was acknowledged is lost.
+func TestFailedRecovery(t *testing.T) {
+	r := newRig(t, "mem")
+	r.create("v", 1<<20)
+	v := r.open("v")
+	r.write(v, 0, pattern(4096, 1))
+	r.crash()
+	after := func(ops []*kvstore.Op) {
+		if ops[0].Code == kvstore.Read {
+			ops[0].Err = kvstore.ErrUnreachable
+		}
+	}
+	r.store.after.Store(&after)
+	for range 2 {
+		if _, err := r.set.Open(ctx, "v", true); !errors.Is(err, kvstore.ErrUnreachable) {
+			t.Fatal(err)
+		}
+	}
+	r.store.after.Store(nil)
+	v = r.open("v")
+	if got := r.read(v, 0, 4096); !bytes.Equal(got, pattern(4096, 1)) {
+		t.Fatal("what was acknowledged is not there")
+	}
+}
+
+// TestFence: while the lease is not valid writes and flushes wait, and go on when
+// it was renewed.
+func TestFence(t *testing.T) {
+	eachStore(t, func(t *testing.T, r *rig) {
+		r.create("v", 1<<20)
+		v := r.open("v")
+		r.write(v, 0, pattern(4096, 1))
+		fence := v.fence.Load()
+		var closed kvstore.Fence
+		tries := 0
+		before := func(_ context.Context, ops []*kvstore.Op) {
+			for _, op := range ops {
+				if op.Code != kvstore.Read && op.Fence == fence && tries < 3 {
+					op.Fence = &closed
+					tries++
+				}
+			}
+		}
+		r.store.before.Store(&before)
+		r.write(v, 100, pattern(9000, 2))
+		must(t, r.do(Request{Kind: Discard, Vol: v, Off: 8192, N: 8192}))
+		r.flush(v)
+		r.store.before.Store(nil)
+		want := append(pattern(4096, 1)[:100], pattern(9000, 2)[:8092]...)
+		if got := r.read(v, 0, 8192); !bytes.Equal(got, want) {
+			t.Fatal(firstDiff(got, want))
+		}
+		if tries != 3 {
+			t.Fatal(tries)
+		}
+	})
 }

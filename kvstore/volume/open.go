@@ -143,15 +143,16 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	old, left := sf.head()
 	left = left && old.boot == bootID() && old.pool == s.pool.UUID() && old.volume == v.uuid && old.layer == v.layer &&
 		(s.prop.Presence || sf.hasMap())
-	opt := s.opt.Lease
-	opt.Alone, opt.Resume = true, left
-	lease, err := s.pool.Acquire(ctx, v.name, opt)
+	lease, err := s.acquire(ctx, v.name, v.uuid, left)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if err != nil {
-			// The local state stays: the next open tries again.
+		switch {
+		case err == nil:
+		case left:
+			s.keepLease(v.uuid, lease)
+		default:
 			_ = lease.Release(context.WithoutCancel(ctx))
 		}
 	}()
@@ -181,4 +182,35 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 		v.reaper.kick(v)
 	}
 	return nil
+}
+
+// acquire takes the lease of a volume whose local state is locked; resume if a
+// crash left something to recover.
+func (s *Set) acquire(ctx context.Context, name string, uuid [16]byte, resume bool) (*pool.Lease, error) {
+	s.mu.Lock()
+	kept := s.kept[uuid]
+	delete(s.kept, uuid)
+	s.mu.Unlock()
+	if kept != nil {
+		err := kept.Wait(ctx)
+		if err == nil {
+			return kept, nil
+		}
+		if !errors.Is(err, pool.ErrHeld) {
+			s.keepLease(uuid, kept)
+			return nil, err
+		}
+	}
+	opt := s.opt.Lease
+	opt.Alone, opt.Resume = true, resume
+	return s.pool.Acquire(ctx, name, opt)
+}
+
+// keepLease holds on to the lease of a recovery that failed, for the next try: if
+// it were released, the next holding would be another one and what the crash left
+// would be dropped.
+func (s *Set) keepLease(uuid [16]byte, lease *pool.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept[uuid] = lease
 }

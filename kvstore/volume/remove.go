@@ -41,9 +41,7 @@ func (s *Set) Remove(ctx context.Context, name string, progress func(done, total
 	head, left := sf.head()
 	left = left && head.boot == bootID() && head.volume == rec.UUID &&
 		(s.prop.Presence || sf.hasMap())
-	opt := s.opt.Lease
-	opt.Alone, opt.Resume = true, left
-	lease, err := s.pool.Acquire(ctx, name, opt)
+	lease, err := s.acquire(ctx, name, rec.UUID, left)
 	if errors.Is(err, pool.ErrHeld) {
 		return fmt.Errorf("remove volume %s: %w: %w", name, ErrInUse, err)
 	}

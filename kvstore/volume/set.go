@@ -25,6 +25,8 @@ type Set struct {
 	mu    sync.Mutex
 	open  map[string]*Volume   // guarded by mu
 	names map[string]*nameLock // guarded by mu
+	// kept has the leases of recoveries that failed, by volume; guarded by mu.
+	kept map[[16]byte]*pool.Lease
 }
 
 // nameLock orders opening, closing and changing one volume.
@@ -36,7 +38,8 @@ type nameLock struct {
 // New returns the volumes of a pool. Nothing is read yet.
 func New(p *pool.Pool, st kvstore.Store, opt Options) *Set {
 	return &Set{pool: p, store: st, prop: st.Properties(), opt: opt, claims: new(claims),
-		reapDelay: reapDelay, open: map[string]*Volume{}, names: map[string]*nameLock{}}
+		reapDelay: reapDelay, open: map[string]*Volume{}, names: map[string]*nameLock{},
+		kept: map[[16]byte]*pool.Lease{}}
 }
 
 func (s *Set) logf(format string, args ...any) {
