@@ -63,7 +63,7 @@ type server struct {
 // Serve serves a mount until it is unmounted, and returns when everything is
 // stored and closed. It owns SIGTERM and SIGINT meanwhile: the first one unmounts
 // if nobody uses the mount (else it names the users and goes on), the second one
-// forces. It must not be called twice in a process.
+// (soon after, or while the first one still drains) forces. It must not be called twice in a process.
 func Serve(ctx context.Context, cfg Config) error {
 	begin := time.Now()
 	s := &server{cfg: cfg, log: cfg.Stack.Log, gone: make(chan struct{}), ended: make(chan struct{}), force: make(chan struct{})}
@@ -122,10 +122,12 @@ func Serve(ctx context.Context, cfg Config) error {
 			_ = Detach(s.mount.Dir) // else a dead mount is left behind
 		}
 	}
-	s.entry.release()
 	if err == nil && cfg.LogPath != "" {
-		_ = os.Remove(cfg.LogPath) // it ended well: nobody needs to read why
+		// It ended well: nobody needs to read why. Not after the release: then the log
+		// could be our successor's.
+		_ = os.Remove(cfg.LogPath)
 	}
+	s.entry.release()
 	return err
 }
 
@@ -178,6 +180,19 @@ func (s *server) resumeRemovals() {
 	}()
 }
 
+func (s *server) isGone() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// forceWindow is how long after a signal another one forces. One that comes later
+// is a new wish to end in order: the one before was refused long ago.
+const forceWindow = 30 * time.Second
+
 // run waits for the end and for signals.
 func (s *server) run(signals <-chan os.Signal) error {
 	go func() {
@@ -185,14 +200,15 @@ func (s *server) run(signals <-chan os.Signal) error {
 		close(s.gone)
 	}()
 	go s.finish()
-	count := 0
+	var first time.Time // of the signals that belong together
 	for {
 		select {
 		case <-s.ended:
 			return s.err
 		case sig := <-signals:
-			count++
-			if count > 1 {
+			again := !first.IsZero() && (s.isGone() || time.Since(first) < forceWindow)
+			first = time.Now()
+			if again {
 				s.log("%v again: ending by force", sig)
 				go s.end(true)
 				continue
@@ -200,7 +216,7 @@ func (s *server) run(signals <-chan os.Signal) error {
 			s.log("%v: unmounting %s", sig, s.mount.Dir)
 			go func() {
 				if err := s.end(false); err != nil {
-					s.log("%v; serving on (a second signal forces)", err)
+					s.log("%v; serving on (a second signal within %v forces)", err, forceWindow)
 				}
 			}()
 		}
@@ -217,10 +233,8 @@ func (s *server) end(force bool) error {
 	}
 	s.ending.Lock()
 	defer s.ending.Unlock()
-	select {
-	case <-s.gone:
+	if s.isGone() {
 		return nil
-	default:
 	}
 	if len(devicesOn(s.mount.Dir)) > 0 {
 		// A loop device may have gone lazily with its mount namespace: the kernel would
