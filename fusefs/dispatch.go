@@ -52,6 +52,7 @@ type dispatcher struct {
 	patience time.Duration
 
 	fast, slow group
+	rings      group // one lane per thread of the rings; nobody queues there
 	calls      sync.Pool
 	flying     inflight
 }
@@ -125,10 +126,14 @@ func (g *group) add(l *lane) {
 	g.lanes.Store(&lanes)
 }
 
-// each calls f for all lanes of both groups.
+// each calls f for all lanes of all groups.
 func (d *dispatcher) each(f func(l *lane)) {
-	for _, g := range []*group{&d.fast, &d.slow} {
-		for _, l := range *g.lanes.Load() {
+	for _, g := range []*group{&d.fast, &d.slow, &d.rings} {
+		lanes := g.lanes.Load()
+		if lanes == nil {
+			continue
+		}
+		for _, l := range *lanes {
 			f(l)
 		}
 	}

@@ -52,6 +52,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
@@ -79,6 +80,9 @@ type Options struct {
 	MaxBackground int           // 0: 128 per volume, at least 256
 	Log           func(format string, args ...any)
 	Debug         bool
+	// Transport: empty is TransportDev. TransportURing falls back to it, with a
+	// line in the log, where the kernel or our rights do not allow it.
+	Transport Transport
 	// Stats renders the .stats file; nil: the package's own counters as JSON
 	// (Server.StatsJSON).
 	Stats func() []byte
@@ -90,13 +94,14 @@ type Options struct {
 // Server is a served mount. All methods may be called at any time by any
 // goroutine, unless said.
 type Server struct {
-	opt  Options
-	dir  string // resolved mount point, or /dev/fd/N
-	tree *tree
-	disp *dispatcher
-	conn *connection
-	fuse *fuse.Server
-	done chan struct{} // closed when nobody serves any more
+	opt   Options
+	dir   string // resolved mount point, or /dev/fd/N
+	tree  *tree
+	disp  *dispatcher
+	conn  *connection
+	fuse  *fuse.Server
+	rings *rings        // nil on /dev/fuse
+	done  chan struct{} // closed when nobody serves any more
 
 	// ctx ends when requests in flight must fail: forced unmount, or the kernel
 	// aborted the connection.
@@ -152,24 +157,53 @@ func Mount(ctx context.Context, vols *volume.Set, opt Options) (*Server, error) 
 	background = min(max(background, minBackground), maxBackground)
 	s.background.Store(int32(background))
 
-	if s.conn, err = connect(dir, &opt); err != nil {
-		s.cancel()
-		return nil, err
+	err = errNoRings
+	if opt.Transport == TransportURing && passedFD(dir) < 0 {
+		if err = withRings(func() error { return s.handshake(background, true) }); err != nil {
+			opt.Log("%v; using /dev/fuse", err)
+		}
 	}
-	s.fuse, err = fuse.NewServer(s.tree, s.conn.path(), s.mountOptions(background))
+	if err != nil {
+		err = s.handshake(background, false)
+	}
 	if err != nil {
 		s.cancel()
-		s.conn.abandon()
 		return nil, err
 	}
 	s.conn.identify()
 	go func() {
 		defer close(s.done)
 		s.fuse.Serve()
+		if s.rings != nil {
+			s.rings.conn.Wait()
+		}
 		s.conn.close()
 	}()
 	s.watch.start(s)
 	return s, nil
+}
+
+// handshake mounts and answers INIT. After an error nothing is mounted.
+func (s *Server) handshake(background int, overRings bool) error {
+	var err error
+	if s.conn, err = connect(s.dir, &s.opt); err != nil {
+		return err
+	}
+	opts := s.mountOptions(background)
+	if overRings {
+		opts.ExtraCapabilities |= fuse.CAP_OVER_IO_URING
+	}
+	if s.fuse, err = fuse.NewServer(s.tree, s.conn.path(), opts); err != nil {
+		s.conn.abandon()
+		return err
+	}
+	if overRings {
+		if err = s.startRings(opts); err != nil {
+			_ = unix.Close(s.conn.fd) // nobody serves it
+			s.conn.abandon()
+		}
+	}
+	return err
 }
 
 func (s *Server) mountOptions(background int) *fuse.MountOptions {

@@ -103,6 +103,7 @@ func (r *rig) mount(change func(*Options)) {
 	if err := os.Mkdir(opt.Dir, 0o700); err != nil {
 		r.t.Fatal(err)
 	}
+	opt.Transport = testTransport
 	if change != nil {
 		change(&opt)
 	}
