@@ -4,8 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 // maxLinks is the kernel's own limit of symlinks in a path.
@@ -20,7 +18,7 @@ func spelling(path string) (string, error) {
 		return "", err
 	}
 	fuse := map[string]bool{}
-	for _, m := range mountinfo.Read(mountinfo.Self) {
+	for _, m := range MountTable() {
 		if m.FUSE() {
 			fuse[m.Point] = true
 		}

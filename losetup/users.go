@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	goloop "github.com/freddierice/go-losetup"
-
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 // Users names the mounts, swaps, stacked devices and processes that use a
@@ -35,9 +33,9 @@ func claims(number int) []string {
 		}
 	}
 	device, majorMinor := devicePath(number), fmt.Sprintf("%d:%d", goloop.Major, number)
-	uses := func(m mountinfo.Mount) bool { return m.Device == majorMinor || m.Source == device }
+	uses := func(m Mount) bool { return m.Device == majorMinor || m.Source == device }
 	own, _ := os.Readlink("/proc/self/ns/mnt")
-	for _, m := range mountinfo.Read(mountinfo.Self) {
+	for _, m := range MountTable() {
 		if uses(m) {
 			add("mounted on " + m.Point)
 		}
@@ -49,7 +47,7 @@ func claims(number int) []string {
 			continue
 		}
 		namespaces[ns] = true
-		for _, m := range mountinfo.Read(filepath.Join("/proc", pid, "mountinfo")) {
+		for _, m := range readMounts(filepath.Join("/proc", pid, "mountinfo")) {
 			if uses(m) {
 				add(fmt.Sprintf("mounted on %s in the mount namespace of %s", m.Point, processName(pid)))
 			}

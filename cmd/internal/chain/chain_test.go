@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/kvbfs/kvbfs/losetup"
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 func TestUpAndDown(t *testing.T) {
@@ -28,7 +27,7 @@ func TestUpAndDown(t *testing.T) {
 				if err != nil || res.Already || !res.CreatedVolume || !res.MadeFS || !res.StartedMount || res.FS != fs {
 					t.Fatalf("Up: %+v, %v", res, err)
 				}
-				if _, ok := mountinfo.At(f.table, req.At); !ok {
+				if _, ok := losetup.MountAt(f.table, req.At); !ok {
 					t.Fatal("nothing is mounted")
 				}
 				calls := f.calls
@@ -185,7 +184,7 @@ func TestUpRefuses(t *testing.T) {
 		want   string
 	}{
 		"a mount point in use": {func(f *fake, _ *Chain, req *Request) {
-			f.table = append(f.table, mountinfo.Mount{Point: req.At, Type: "tmpfs", Source: "tmpfs"})
+			f.table = append(f.table, losetup.Mount{Point: req.At, Type: "tmpfs", Source: "tmpfs"})
 		}, "mount point already"},
 		"another file system": {func(f *fake, _ *Chain, req *Request) {
 			writeMagic(f.volumes["vol"], "mkfs.xfs")
@@ -195,7 +194,7 @@ func TestUpRefuses(t *testing.T) {
 		"another size": {func(_ *fake, _ *Chain, req *Request) { req.Size = 4096 }, "resize"},
 		"up elsewhere": {func(f *fake, _ *Chain, _ *Request) {
 			f.devices = append(f.devices, losetup.Device{Path: "/dev/loop90", Backing: "/mnt/all/vol"})
-			f.table = append(f.table, mountinfo.Mount{Point: "/other", Type: "ext4", Source: "/dev/loop90"})
+			f.table = append(f.table, losetup.Mount{Point: "/other", Type: "ext4", Source: "/dev/loop90"})
 		}, "up already, on /other"},
 		"a bad name":   {func(_ *fake, _ *Chain, req *Request) { req.Name = "../x" }, "not a volume name"},
 		"no place":     {func(_ *fake, _ *Chain, req *Request) { req.At = "" }, "--at"},

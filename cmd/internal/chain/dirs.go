@@ -10,7 +10,8 @@ import (
 	"strings"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
+
+	"github.com/kvbfs/kvbfs/losetup"
 )
 
 func formatSize(n int64) string { return stack.FormatSize(n) }
@@ -50,7 +51,7 @@ func removeDirs(made []string) {
 
 // unmountIf unmounts a mount point if source is what is mounted there.
 func (c *Chain) unmountIf(ctx context.Context, at, source string) error {
-	if m, ok := mountinfo.At(c.sys.Table(), at); !ok || m.Source != source {
+	if m, ok := losetup.MountAt(c.sys.Table(), at); !ok || m.Source != source {
 		return nil
 	}
 	return c.sys.Unmount(ctx, at, false)
@@ -78,7 +79,7 @@ func (c *Chain) stopLocked(ctx context.Context, name, store, dir string, res *Re
 // stop ends the mount of a store if Up started it and nothing else uses it; who
 // does is put into res.
 func (c *Chain) stop(ctx context.Context, name, store, dir string, res *Result) error {
-	m, ok := mountinfo.At(c.sys.Table(), dir)
+	m, ok := losetup.MountAt(c.sys.Table(), dir)
 	if !c.ours(dir) {
 		return nil
 	}

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/losetup"
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 // Down takes a volume down: file system, device, and the mount of the store if Up
@@ -176,7 +175,7 @@ func (c *Chain) idle(at string) error {
 	if at == "" {
 		return nil
 	}
-	if _, ok := mountinfo.At(c.sys.Table(), at); !ok {
+	if _, ok := losetup.MountAt(c.sys.Table(), at); !ok {
 		return nil
 	}
 	if users := c.sys.TreeUsers(at); len(users) > 0 {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/losetup"
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 const testStore = "file:///store"
@@ -25,7 +24,7 @@ var errInjected = errors.New("injected")
 // the mount point are real, everything else is here.
 type fake struct {
 	daemons []daemon.Mount
-	table   []mountinfo.Mount
+	table   []losetup.Mount
 	devices []losetup.Device
 	dead    map[string]bool // mount points whose daemon is gone
 	broken  map[string]bool // devices that answer EIO
@@ -67,7 +66,7 @@ func (f *fake) op(effect func() error) error {
 }
 
 func (f *fake) Daemons() ([]daemon.Mount, error)   { return slices.Clone(f.daemons), nil }
-func (f *fake) Table() []mountinfo.Mount           { return slices.Clone(f.table) }
+func (f *fake) Table() []losetup.Mount             { return slices.Clone(f.table) }
 func (f *fake) Devices() ([]losetup.Device, error) { return slices.Clone(f.devices), nil }
 func (f *fake) DeviceUsers(d string) []string      { return f.users[d] }
 func (f *fake) TreeUsers(dir string) []string {
@@ -84,7 +83,7 @@ func (f *fake) LookPath(string) error        { return nil }
 func (f *fake) Alive(pid int, _ string) bool { return f.procs[pid] }
 func (f *fake) DetachLater(d string) error   { f.later = append(f.later, d); return nil }
 func (f *fake) serves(dir string) bool {
-	return !f.dead[dir] && slices.ContainsFunc(f.table, func(m mountinfo.Mount) bool { return m.Point == dir })
+	return !f.dead[dir] && slices.ContainsFunc(f.table, func(m losetup.Mount) bool { return m.Point == dir })
 }
 
 func (f *fake) Probe(_ context.Context, dir string) error {
@@ -148,7 +147,7 @@ func (f *fake) Attach(_ context.Context, image string) (d losetup.Device, existi
 
 func (f *fake) Detach(_ context.Context, device string) error {
 	return f.op(func() error {
-		if len(f.users[device]) > 0 || slices.ContainsFunc(f.table, func(m mountinfo.Mount) bool { return m.Source == device }) {
+		if len(f.users[device]) > 0 || slices.ContainsFunc(f.table, func(m losetup.Mount) bool { return m.Source == device }) {
 			return losetup.ErrBusy
 		}
 		delete(f.broken, device)
@@ -163,7 +162,7 @@ func (f *fake) Detach(_ context.Context, device string) error {
 
 func (f *fake) Mount(_ context.Context, device, at string, fs filesystem) error {
 	return f.op(func() error {
-		f.table = append(f.table, mountinfo.Mount{Point: at, Type: fs.name, Source: device})
+		f.table = append(f.table, losetup.Mount{Point: at, Type: fs.name, Source: device})
 		return nil
 	})
 }
@@ -211,7 +210,7 @@ func (f *fake) Kvbfs(_ context.Context, store string, args ...string) error {
 			if len(f.TreeUsers(args[1])) > 0 {
 				return errors.New("busy")
 			}
-			f.table = slices.DeleteFunc(f.table, func(m mountinfo.Mount) bool { return m.Point == args[1] })
+			f.table = slices.DeleteFunc(f.table, func(m losetup.Mount) bool { return m.Point == args[1] })
 			f.daemons = slices.DeleteFunc(f.daemons, func(m daemon.Mount) bool { return m.Dir == args[1] })
 			return nil
 		}
@@ -222,7 +221,7 @@ func (f *fake) Kvbfs(_ context.Context, store string, args ...string) error {
 // serve starts a daemon.
 func (f *fake) serve(dir, store string) {
 	f.daemons = append(f.daemons, daemon.Mount{Dir: dir, Store: store})
-	f.table = append(f.table, mountinfo.Mount{Point: dir, Type: "fuse.kvbfs", Source: store})
+	f.table = append(f.table, losetup.Mount{Point: dir, Type: "fuse.kvbfs", Source: store})
 }
 
 // crash kills all daemons.
@@ -256,7 +255,7 @@ func writeMagic(head []byte, tool string) {
 func (f *fake) Spawn(name string, args ...string) (int, error) {
 	err := f.op(func() error {
 		f.procs[77] = true
-		f.table = append(f.table, mountinfo.Mount{Point: args[1], Type: "fuse.ext4", Source: args[0]})
+		f.table = append(f.table, losetup.Mount{Point: args[1], Type: "fuse.ext4", Source: args[0]})
 		return nil
 	})
 	return 77, err

@@ -9,13 +9,12 @@ import (
 	"syscall"
 
 	"github.com/kvbfs/kvbfs/losetup"
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 // found is the state of a volume's chain on this machine.
 type found struct {
 	record *record // of an earlier run; nil: none
-	table  []mountinfo.Mount
+	table  []losetup.Mount
 
 	dir    string   // where a living daemon serves the store; "" for nowhere
 	dead   []string // mount points of the store whose daemon is gone
@@ -60,14 +59,14 @@ func (c *Chain) observe(ctx context.Context, name, store string, rec *record) (*
 }
 
 // living are the directories in which daemons that live serve the store.
-func (c *Chain) living(ctx context.Context, store string, table []mountinfo.Mount) ([]string, error) {
+func (c *Chain) living(ctx context.Context, store string, table []losetup.Mount) ([]string, error) {
 	daemons, err := c.sys.Daemons()
 	if err != nil {
 		return nil, err
 	}
 	var live []string
 	for _, d := range daemons {
-		m, ok := mountinfo.At(table, d.Dir)
+		m, ok := losetup.MountAt(table, d.Dir)
 		// One whose mount is not to be seen serves another mount namespace.
 		if d.Store != store || !ok || !m.FUSE() {
 			continue
@@ -89,7 +88,7 @@ func isDead(err error) bool {
 // findDead looks for mounts in our directories that nobody serves.
 func (c *Chain) findDead(ctx context.Context, f *found, dirs, live []string) error {
 	for _, dir := range dirs {
-		m, ok := mountinfo.At(f.table, dir)
+		m, ok := losetup.MountAt(f.table, dir)
 		if !ok || slices.Contains(live, dir) {
 			continue
 		}
@@ -170,7 +169,7 @@ func (c *Chain) findLost(ctx context.Context, f *found) {
 		return
 	}
 	at := f.record.At
-	if m, ok := mountinfo.At(f.table, at); !ok || !m.FUSE() {
+	if m, ok := losetup.MountAt(f.table, at); !ok || !m.FUSE() {
 		return
 	}
 	if f.dir == "" || !c.sys.Alive(f.record.Fuse2fs, "fuse2fs") || isDead(c.sys.Probe(ctx, at)) {
@@ -199,7 +198,7 @@ func (f *found) rootlessUp() bool {
 	if f.record == nil || !f.record.Rootless || f.lost != "" {
 		return false
 	}
-	m, ok := mountinfo.At(f.table, f.record.At)
+	m, ok := losetup.MountAt(f.table, f.record.At)
 	return ok && m.FUSE()
 }
 
@@ -209,7 +208,7 @@ func (f *found) judge(req Request, store string) (complete bool, err error) {
 	if r := f.record; r != nil && r.Store != store && f.anything() {
 		return false, fmt.Errorf("%s is up from another store (%s): `kvbfs down %s` first", req.Name, r.Store, req.Name)
 	}
-	top, taken := mountinfo.At(f.table, req.At)
+	top, taken := losetup.MountAt(f.table, req.At)
 	if f.rootlessUp() {
 		switch {
 		case !req.Rootless:

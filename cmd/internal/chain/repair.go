@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/kvbfs/kvbfs/losetup"
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 // letGo is how long a file system that was taken off a dead device may take to
@@ -85,7 +84,7 @@ func usedBy(users []string) string {
 // unmountAll takes off dead mounts, which may lie on one another.
 func (c *Chain) unmountAll(ctx context.Context, dir string) error {
 	for range 16 {
-		if _, ok := mountinfo.At(c.sys.Table(), dir); !ok {
+		if _, ok := losetup.MountAt(c.sys.Table(), dir); !ok {
 			return nil
 		}
 		if err := c.sys.Probe(ctx, dir); !isDead(err) {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
+	"github.com/kvbfs/kvbfs/losetup"
 )
 
 // serveTime is how long fuse2fs may take to mount: it replays the journal first.
@@ -22,7 +22,7 @@ func (c *Chain) makeRootless(ctx context.Context, req Request, image string, rec
 	}
 	c.Progress("mounting %s on %s with fuse2fs", image, rec.At)
 	c.onFailure("unmount "+rec.At, func(ctx context.Context) error {
-		if m, ok := mountinfo.At(c.sys.Table(), rec.At); ok && m.FUSE() {
+		if m, ok := losetup.MountAt(c.sys.Table(), rec.At); ok && m.FUSE() {
 			if err := c.sys.Unmount(ctx, rec.At, false); err != nil {
 				return err
 			}
@@ -38,7 +38,7 @@ func (c *Chain) makeRootless(ctx context.Context, req Request, image string, rec
 		return err
 	}
 	for start := time.Now(); ; {
-		if m, ok := mountinfo.At(c.sys.Table(), rec.At); ok && m.FUSE() {
+		if m, ok := losetup.MountAt(c.sys.Table(), rec.At); ok && m.FUSE() {
 			return c.sys.Probe(ctx, rec.At)
 		}
 		if !c.sys.Alive(pid, "fuse2fs") {

@@ -18,7 +18,6 @@ import (
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/fusefs"
 	"github.com/kvbfs/kvbfs/losetup"
-	"github.com/kvbfs/kvbfs/losetup/mountinfo"
 )
 
 // system is everything that a Chain asks of the machine. What may touch a mount
@@ -26,7 +25,7 @@ import (
 type system interface {
 	// Daemons are those that live; Table is the mount table.
 	Daemons() ([]daemon.Mount, error)
-	Table() []mountinfo.Mount
+	Table() []losetup.Mount
 	// Probe asks a mount for a sign of life: syscall.ENOTCONN if it is dead.
 	Probe(ctx context.Context, dir string) error
 	ImageSize(ctx context.Context, image string) (int64, error)
@@ -75,7 +74,7 @@ func (m *machine) Hold(fd int) int {
 }
 
 func (m *machine) Daemons() ([]daemon.Mount, error)   { return daemon.Mounts() }
-func (m *machine) Table() []mountinfo.Mount           { return mountinfo.Read(mountinfo.Self) }
+func (m *machine) Table() []losetup.Mount             { return losetup.MountTable() }
 func (m *machine) Devices() ([]losetup.Device, error) { return losetup.List() }
 func (m *machine) DeviceUsers(device string) []string { return losetup.Users(device) }
 func (m *machine) TreeUsers(dir string) []string      { return fusefs.Users(dir) }

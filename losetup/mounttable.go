@@ -1,14 +1,17 @@
-// Package mountinfo reads the kernel's mount table. It reads /proc only and
-// touches none of the mounts, so it is safe beside a file server that hangs.
-package mountinfo
+package losetup
 
 import (
 	"os"
 	"strings"
 )
 
-// Self is the table of this process's own mount namespace.
-const Self = "/proc/self/mountinfo"
+// ownMounts is the table of this process's own mount namespace.
+const ownMounts = "/proc/self/mountinfo"
+
+// MountTable reads the kernel's list of mounts in this process's mount namespace,
+// in the order of mounting. It touches none of the mounts, so it is safe beside a
+// file server that hangs.
+func MountTable() []Mount { return readMounts(ownMounts) }
 
 // Mount is one line of a mount table.
 type Mount struct {
@@ -22,9 +25,9 @@ type Mount struct {
 // FUSE says whether the mount is served by a process.
 func (m Mount) FUSE() bool { return m.Type == "fuse" || strings.HasPrefix(m.Type, "fuse.") }
 
-// Read reads a mount table in the order of mounting; what cannot be read is
+// readMounts reads a mount table in the order of mounting; what cannot be read is
 // empty.
-func Read(file string) []Mount {
+func readMounts(file string) []Mount {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil
@@ -45,8 +48,8 @@ func Read(file string) []Mount {
 	return list
 }
 
-// At returns what is mounted at point: the last mount there covers the others.
-func At(table []Mount, point string) (Mount, bool) {
+// MountAt returns what is mounted at point: the last mount there covers the others.
+func MountAt(table []Mount, point string) (Mount, bool) {
 	for i := len(table) - 1; i >= 0; i-- {
 		if table[i].Point == point {
 			return table[i], true

@@ -1,4 +1,4 @@
-package mountinfo
+package losetup
 
 import (
 	"os"
@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestRead(t *testing.T) {
+func TestMountTable(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "mountinfo")
 	text := "36 35 7:3 / /mnt/with\\040blank rw,nosuid shared:1 - ext4 /dev/loop3 rw\n" +
 		"37 35 0:50 / /mnt/b rw - btrfs /dev/loop4 rw\nshort line\n" +
@@ -15,7 +15,7 @@ func TestRead(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got := Read(file)
+	got := readMounts(file)
 	want := []Mount{
 		{"7:3", "/mnt/with blank", "rw,nosuid", "ext4", "/dev/loop3"},
 		{"0:50", "/mnt/b", "rw", "btrfs", "/dev/loop4"},
@@ -24,13 +24,13 @@ func TestRead(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if m, ok := At(got, "/mnt/b"); !ok || !m.FUSE() {
+	if m, ok := MountAt(got, "/mnt/b"); !ok || !m.FUSE() {
 		t.Errorf("At: %+v %t, want the last one", m, ok)
 	}
-	if _, ok := At(got, "/mnt"); ok {
+	if _, ok := MountAt(got, "/mnt"); ok {
 		t.Error("At found a mount where none is")
 	}
-	if own := Read(Self); len(own) == 0 {
+	if own := MountTable(); len(own) == 0 {
 		t.Error("the own mount table is empty")
 	}
 }
