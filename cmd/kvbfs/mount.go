@@ -28,6 +28,7 @@ type mountCmd struct {
 	AllowRemove bool          `help:"Let rm in the mount remove volumes."`
 	IOTimeout   time.Duration `name:"io-timeout" help:"Give an I/O error when a server is silent for so long, as 30s. Default: wait for ever." placeholder:"D"`
 	ReadOnly    bool          `help:"Serve for reading only."`
+	Transport   string        `help:"How requests come from the kernel: dev (/dev/fuse) or uring (FUSE over io_uring, where the kernel offers it; else dev)." enum:"dev,uring" default:"dev"`
 	Dangerous   bool          `help:"Use a store that may lose data as it is set up."`
 	Debug       bool          `help:"Log every request (with -f)."`
 	ReadyFD     int           `hidden:"" help:"Descriptor on which the start is reported."`
@@ -130,7 +131,7 @@ const (
 // childArgs are the arguments of the same mount in the foreground. A store from
 // the environment stays there: arguments can be read by others.
 func (c *mountCmd) childArgs() []string {
-	args := []string{"mount", "-f", "--ready-fd=" + strconv.Itoa(daemon.ReadyFD), "--connections=" + strconv.Itoa(c.Connections)}
+	args := []string{"mount", "-f", "--ready-fd=" + strconv.Itoa(daemon.ReadyFD), "--transport=" + c.Transport, "--connections=" + strconv.Itoa(c.Connections)}
 	flag := func(on bool, text string) {
 		if on {
 			args = append(args, text)
@@ -160,6 +161,7 @@ func (c *mountCmd) config() daemon.Config {
 		FS: fusefs.Options{
 			Only: c.Only, AllowOther: c.AllowOther, AllowRemove: c.AllowRemove, ReadOnly: c.ReadOnly,
 			Workers: c.Workers, Timeout: c.IOTimeout, Debug: c.Debug,
+			Transport: fusefs.Transport(c.Transport),
 		},
 		Ready: func(banner string) { fmt.Fprintln(os.Stderr, banner) },
 	}

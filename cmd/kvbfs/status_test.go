@@ -60,9 +60,9 @@ func TestParseOffset(t *testing.T) {
 // an argument of the daemon.
 func TestChildArgsHoldWhatWasGiven(t *testing.T) {
 	t.Setenv("KVBFS_STORE", "redis://u:s3cret@h")
-	c := mountCmd{Dir: "-m", Connections: 2, Only: []string{"a", "b"}, ReadOnly: true}
+	c := mountCmd{Dir: "-m", Transport: "dev", Connections: 2, Only: []string{"a", "b"}, ReadOnly: true}
 	got := fmt.Sprint(c.childArgs())
-	want := "[mount -f --ready-fd=3 --connections=2 --only=a,b --read-only -- -m]"
+	want := "[mount -f --ready-fd=3 --transport=dev --connections=2 --only=a,b --read-only -- -m]"
 	if got != want {
 		t.Errorf("childArgs:\n%s\nwant\n%s", got, want)
 	}
