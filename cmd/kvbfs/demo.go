@@ -28,5 +28,8 @@ func (c *demoCmd) Run(g *globals) error {
 	if term.IsTerminal(int(os.Stderr.Fd())) {
 		opt.Notify = os.Stderr
 	}
+	// The demo handles signals itself: also a second one must not end it before
+	// everything is taken down, which is bounded in time.
+	g.release()
 	return demo.Run(g.ctx, opt)
 }

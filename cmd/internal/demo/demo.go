@@ -67,6 +67,12 @@ type step struct {
 	run        func(ctx context.Context, c *column) (cell, error)
 }
 
+// interrupted is how an interrupted demo ends; it counts as context.Canceled.
+type interrupted struct{}
+
+func (interrupted) Error() string        { return "interrupted; everything was cleaned up" }
+func (interrupted) Is(target error) bool { return target == context.Canceled }
+
 // Run runs the demo. The error says which step failed with what; everything is
 // taken down whatever happens, except with Keep after success.
 func Run(ctx context.Context, opt Options) (err error) {
@@ -99,7 +105,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 			d.out.broken(swept)
 		}
 		if ctx.Err() != nil && serr == nil {
-			err = errors.New("interrupted; everything was cleaned up")
+			err = interrupted{}
 		}
 	}()
 	return d.show(ctx)
