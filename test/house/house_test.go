@@ -104,7 +104,8 @@ var may = map[string][]string{
 	"kvstore/mem":       {"kvstore"},
 	"kvstore/fault":     {"kvstore"},
 	"kvstore/storetest": {"kvstore"},
-	"fusefs":            {"kvstore", "kvstore/pool", "kvstore/volume"},
+	"fusefs":            {"fusefs/uring", "kvstore", "kvstore/pool", "kvstore/volume"},
+	"fusefs/uring":      {},
 	"losetup":           {},
 }
 
