@@ -96,7 +96,8 @@ func TestDemoInterrupted(t *testing.T) {
 	rig.RequireLoop(t)
 	rnd := rig.Rand(t)
 	for i := range 6 {
-		after := time.Duration(rnd.IntN(6000)) * time.Millisecond
+		// Half of them early, where things come into being most quickly.
+		after := time.Duration(20+rnd.IntN(800+5000*(i%2))) * time.Millisecond
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			r := rig.New(t, time.Minute)
 			tmp := r.Mkdir("tmp")
