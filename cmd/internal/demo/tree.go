@@ -36,26 +36,16 @@ type tree struct {
 // most so many files. On a
 // machine that has nothing it makes files up.
 func stage(ctx context.Context, dir string, files int) (tree, error) {
-	var best tree
 	for _, from := range treePlaces() {
 		t, err := stageFrom(ctx, from, dir, files)
-		if err != nil {
+		if err != nil || t.files >= minTreeFiles && t.bytes >= minTreeBytes {
 			return t, err
-		}
-		if t.files >= minTreeFiles && t.bytes >= minTreeBytes {
-			return t, nil
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			return t, err
 		}
-		if t.bytes > best.bytes {
-			best = t
-		}
 	}
-	if best.files > 0 && best.bytes >= minTreeBytes {
-		return stageFrom(ctx, best.from, dir, files)
-	}
-	return invent(dir)
+	return invent(dir, min(files, 500))
 }
 
 func treePlaces() []string {
@@ -119,11 +109,11 @@ func (t *tree) add(rel string, data []byte) error {
 }
 
 // invent makes files of random sizes and content.
-func invent(dir string) (tree, error) {
+func invent(dir string, files int) (tree, error) {
 	t := tree{from: "random data", dir: dir, sums: map[string][sha256.Size]byte{}}
 	rnd := rand.NewChaCha8([32]byte{})
 	size := rand.New(rnd)
-	for i := range 500 {
+	for i := range files {
 		data := make([]byte, size.IntN(64<<10))
 		rnd.Read(data)
 		if err := t.add(fmt.Sprintf("%02d/%03d", i%16, i), data); err != nil {
