@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -18,6 +19,14 @@ import (
 
 // crashAfter is how long the writers write before the daemon is killed.
 const crashAfter = 300 * time.Millisecond
+
+// ledger remembers what was acknowledged of the blocks of one writer.
+type ledger struct {
+	mu     sync.Mutex
+	issued map[int64]uint64 // guarded by mu: version last sent, by offset
+	acked  map[int64]uint64 // guarded by mu: version last acknowledged
+	count  int64            // guarded by mu: acknowledged writes
+}
 
 // crash kills the column's daemon while eight writers write, starts another one
 // and compares what it finds with what was acknowledged.

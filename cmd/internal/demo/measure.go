@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sort"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -25,7 +24,7 @@ const (
 // meter measures the bench volume.
 type meter struct{ d *demo }
 
-// open opens for direct I/O: no page cache between the figures and the store.
+// openDirect opens for direct I/O: no page cache between the figures and the store.
 func openDirect(path string) (int, error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -176,12 +175,4 @@ func (m *meter) latency(ctx context.Context, c *column) (res cell, err error) {
 		return nil
 	})
 	return res, err
-}
-
-// ledger remembers what was acknowledged of the blocks of one writer.
-type ledger struct {
-	mu     sync.Mutex
-	issued map[int64]uint64 // guarded by mu: version last sent, by offset
-	acked  map[int64]uint64 // guarded by mu: version last acknowledged
-	count  int64            // guarded by mu: acknowledged writes
 }
