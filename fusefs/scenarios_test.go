@@ -417,14 +417,14 @@ func bigReadScenario(dir string, args []string) error {
 
 // iocb of <linux/aio_abi.h>, little-endian.
 type iocb struct {
-	data           uint64
-	key, flags     uint32
-	opcode, prio   uint16
-	fd             uint32
-	buf, bytes     uint64
-	off            int64
-	_              uint64
-	flags2, eventf uint32
+	_          uint64    // data
+	_          [2]uint32 // key, flags
+	_          [2]uint16 // opcode (0: pread), priority
+	fd         uint32
+	buf, bytes uint64
+	_          int64 // offset
+	_          uint64
+	_          [2]uint32 // flags, eventfd
 }
 
 // asyncReadScenario reads 4 MiB in one request of Linux AIO.
