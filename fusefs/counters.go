@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	opKinds = int(volume.Flush) + 1
+	opKinds = int(volume.Provision) + 1
 	// sizeClasses: class i holds sizes of (2^(i-1), 2^i] bytes, the last one all
 	// that is larger.
 	sizeClasses = 33
@@ -69,6 +69,7 @@ func alignClass(off int64) int {
 // opNames are the words of .stats.
 var opNames = [opKinds]string{
 	volume.Read: "read", volume.Write: "write", volume.Discard: "discard", volume.Zero: "zero", volume.Flush: "flush",
+	volume.Provision: "provision",
 }
 
 // opStats is one kind of request in .stats.

@@ -8,6 +8,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
@@ -103,9 +104,10 @@ const (
 )
 
 // Fallocate discards and zeroes. Loop devices send both, and give up discarding
-// for good after one EOPNOTSUPP. Plain allocation succeeds and does nothing:
-// volumes are thin.
-func (t *tree) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+// for good after one EOPNOTSUPP. Plain allocation provisions: later writes of the
+// range do not run out of space, as fallocate(2) promises. Where the store cannot
+// promise it the answer is EOPNOTSUPP, and volumes do not grow by it either.
+func (t *tree) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	h := t.handle(in.Fh)
 	if h == nil || h.n == nil {
 		return fuse.EBADF
@@ -122,7 +124,7 @@ func (t *tree) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		if !inside {
 			return eopnotsupp
 		}
-		return fuse.OK
+		return t.provision(cancel, h, v, int64(in.Offset), int64(in.Length))
 	case modePunch:
 		kind = volume.Discard
 	case modeZeroKeep:
@@ -139,6 +141,32 @@ func (t *tree) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	n := int64(min(in.Length, size-in.Offset))
 	if err := t.s.disp.do(&t.s.disp.slow, kind, v, int64(in.Offset), n, nil); err != nil {
 		return t.ioFailed("fallocate", h, int64(in.Offset), n, err)
+	}
+	return fuse.OK
+}
+
+// provisionPiece is how much of a volume is provisioned in one request: some
+// milliseconds of a lane's time, so that flushes and other volumes come between.
+const provisionPiece = 4 << 20
+
+// provision serves a plain fallocate. It may be long, and a user may interrupt it:
+// EINTR is given here, and only here, because loop devices never ask for it.
+func (t *tree) provision(cancel <-chan struct{}, h *handle, v *volume.Volume, off, length int64) fuse.Status {
+	for end := off + length; off < end; {
+		select {
+		case <-cancel:
+			return fuse.EINTR
+		default:
+		}
+		n := min(end-off, provisionPiece-off%provisionPiece)
+		err := t.s.disp.do(&t.s.disp.slow, volume.Provision, v, off, n, nil)
+		if errors.Is(err, kvstore.ErrUnsupported) {
+			return eopnotsupp
+		}
+		if err != nil {
+			return t.ioFailed("fallocate", h, off, n, err)
+		}
+		off += n
 	}
 	return fuse.OK
 }

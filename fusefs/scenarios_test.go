@@ -213,6 +213,10 @@ func fallocateScenario(dir string, _ []string) error {
 	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, model) {
 		errs = append(errs, fmt.Errorf("after fallocate: %v, equal %v", err, bytes.Equal(got, model)))
 	}
+	// The plain one gave every block its place.
+	if hole, err := unix.Seek(fd, 0, unix.SEEK_HOLE); hole != testSize || err != nil {
+		errs = append(errs, fmt.Errorf("the first hole is at %d, %v", hole, err))
+	}
 	return errors.Join(append(errs, want("fsync", f.Sync(), nil))...)
 }
 

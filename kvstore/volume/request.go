@@ -9,6 +9,10 @@ const (
 	Discard // drop the range: reads zeros afterwards, storage is freed
 	Zero    // the range must read zeros (write-zeroes)
 	Flush   // everything that was acknowledged before is stable afterwards
+	// Provision stores what is a hole in the range as zeros, so that a later write
+	// is an overwrite (provision.go). kvstore.ErrUnsupported where the store keeps
+	// presence. After an error, what was provisioned stays.
+	Provision
 )
 
 // Request is one request of a transport. The caller fills all but Err, keeps it
@@ -17,7 +21,7 @@ type Request struct {
 	Kind RequestKind
 	Vol  *Volume
 	Off  int64  // bytes, any alignment
-	N    int64  // bytes of Discard and Zero; Read and Write go by Data
+	N    int64  // bytes of Discard, Zero and Provision; Read and Write go by Data
 	Data []byte // read into or written from; never kept after Do
 	Err  error  // nil means all of it was done
 }

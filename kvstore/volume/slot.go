@@ -71,12 +71,17 @@ func (w *Worker) admitPart(ctx context.Context, j *job, p part) {
 			return
 		}
 		ph = phaseRead
+	case j.req.Kind == Provision:
+		if m.present(p.lba) {
+			return
+		}
+		data = zeros[:]
 	case data == nil && m != nil && !m.present(p.lba):
 		return // zeros over a hole
 	case !p.whole():
 		ph = phaseModify
 		v.counters.partial.Add(1)
-	case zero(data):
+	case zero(data) && (m == nil || !v.keepsZeros(m, p.lba)):
 		v.counters.zero.Add(1)
 		if m != nil {
 			m.clear(p.lba, 1)
@@ -85,7 +90,8 @@ func (w *Worker) admitPart(ctx context.Context, j *job, p part) {
 		}
 		ph = phaseDrop
 	}
-	if m != nil && j.req.Kind == Write && !m.hasPage(p.lba/bitsPerPage) && !zero(data) {
+	stores := j.req.Kind == Provision || j.req.Kind == Write && !zero(data)
+	if m != nil && stores && !m.hasPage(p.lba/bitsPerPage) {
 		if err := v.ensurePage(ctx, w.ch, m, p.lba/bitsPerPage); err != nil {
 			j.fail(err)
 			return
@@ -187,6 +193,10 @@ func (w *Worker) claim(ctx context.Context, s *slot) bool {
 	}
 	s.known = s.job.m.present(s.lba)
 	if s.known {
+		if s.job.req.Kind == Provision {
+			w.done(s, nil) // a write came first
+			return false
+		}
 		if s.phase == phaseStore {
 			s.op.Expect = kvstore.Present
 		}
@@ -241,7 +251,7 @@ func (w *Worker) merged(s *slot) bool {
 		copy(s.buf[s.from:s.to], s.data)
 	}
 	m := s.job.m
-	if zero(s.buf) {
+	if zero(s.buf) && (m == nil || !s.job.vol.keepsZeros(m, s.lba)) {
 		s.phase = phaseDrop
 		if m != nil {
 			m.clear(s.lba, 1)

@@ -124,6 +124,8 @@ type Volume struct {
 	excluded exclusion // discards against read-modify-writes, where the store keeps presence
 	reaper   reaper
 	losses   losses
+
+	provisioned provisioned
 }
 
 // Name, Size in bytes, and Allocated (bytes stored, exact) cost no round trip.

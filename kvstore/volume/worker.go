@@ -173,6 +173,7 @@ func (w *Worker) begin(ctx context.Context, r *Request) {
 	case Flush:
 		c.flushes.Add(1)
 		return
+	case Provision:
 	default:
 		j.err = kvstore.ErrInvalid
 		return
@@ -186,6 +187,10 @@ func (w *Worker) begin(ctx context.Context, r *Request) {
 		j.err = ErrReadOnly
 		return
 	case n == 0:
+		return
+	}
+	if r.Kind == Provision {
+		j.err = w.provision(j)
 		return
 	}
 	j.cut = split(r.Off, n)
