@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -206,6 +207,32 @@ func TestNoPanicUnwritten(t *testing.T) {
 	for _, s := range sources(t) {
 		if s.dir != "test/house" && strings.Contains(s.text, `panic("unwritten")`) {
 			t.Errorf("%s is not written", s.path)
+		}
+	}
+}
+
+// TestNamedTestsExist: docs/semantics.md names the test that shows each statement.
+func TestNamedTestsExist(t *testing.T) {
+	exist := map[string]bool{}
+	for _, s := range sources(t) {
+		pkg := strings.TrimSuffix(s.file.Name.Name, "_test")
+		for _, d := range s.file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && s.test && strings.HasPrefix(f.Name.Name, "Test") {
+				exist[pkg+"."+f.Name.Name] = true
+			}
+		}
+	}
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "semantics.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`([a-z0-9]+\\.Test[A-Za-z0-9]+)`").FindAllStringSubmatch(string(text), -1)
+	if len(named) < 20 {
+		t.Fatalf("docs/semantics.md names only %d tests", len(named))
+	}
+	for _, n := range named {
+		if !exist[n[1]] {
+			t.Errorf("docs/semantics.md names %s, which does not exist", n[1])
 		}
 	}
 }
