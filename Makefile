@@ -35,8 +35,7 @@ deps: # what the tests need, from the distribution
 	@test/deps.sh test
 
 .PHONY: test
-test: deps ## unit, conformance and real-mount tests, with the race detector
-	$(GO) vet ./...
+test: deps lint ## lint, then unit, conformance and real-mount tests with the race detector
 	$(GO) test -race -timeout 14m ./...
 
 .PHONY: e2e
