@@ -15,7 +15,7 @@
 //   - A bench (type bench) is one test's rig, joined, with a layer of its own.
 //
 // Layers and record names are random, so that rigs may share a server. Random
-// choices come from a seed that is logged; KVBFS_TEST_SEED sets it.
+// choices come from a seed that is logged; KVBFS_SEED sets it.
 package storetest
 
 import (
@@ -158,14 +158,14 @@ func newBench(t testing.TB, open Opener, need Case) *bench {
 
 var lastSeed atomic.Uint64
 
-// chooseSeed takes KVBFS_TEST_SEED or a random one, and logs it.
+// chooseSeed takes KVBFS_SEED or a random one, and logs it.
 func chooseSeed(t testing.TB) uint64 {
-	seed, err := strconv.ParseUint(os.Getenv("KVBFS_TEST_SEED"), 10, 64)
+	seed, err := strconv.ParseUint(os.Getenv("KVBFS_SEED"), 10, 64)
 	if err != nil {
 		seed = rand.Uint64()
 	}
 	if _, timed := t.(*testing.B); !timed && lastSeed.Swap(seed) != seed {
-		t.Logf("KVBFS_TEST_SEED=%d", seed)
+		t.Logf("KVBFS_SEED=%d", seed)
 	}
 	return seed
 }
