@@ -123,20 +123,25 @@ func (p *Pool) Acquire(ctx context.Context, volume string, opt LeaseOptions) (*L
 		return nil, err
 	}
 	if err := l.publish(ctx); err != nil {
-		l.undo(ctx)
+		l.undo(ctx, a.fresh)
 		return nil, err
 	}
 	if !l.start(sent) {
-		l.undo(ctx)
+		l.undo(ctx, a.fresh)
 		return nil, fmt.Errorf("acquire %s: %w", volume, kvstore.ErrClosed)
 	}
 	return l, nil
 }
 
 // undo frees a lease under which nothing was written, also when ctx has ended. If
-// that fails the lease runs out.
-func (l *Lease) undo(ctx context.Context) {
+// that fails the lease runs out. One that was resumed stays as the crash left it:
+// freed, it would be the next holding that begins, and what the crash left to be
+// recovered would be taken for old.
+func (l *Lease) undo(ctx context.Context, fresh [16]byte) {
 	defer l.cancel()
+	if l.mine.holder != fresh {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	_ = l.giveBack(ctx)
