@@ -183,9 +183,14 @@ func (ch *channel) finish(r *request, err error) {
 
 // refill uses the room of a discarded block to bring back a ballast item.
 func (ch *channel) refill(srv *server) {
-	if i, ok := srv.missingBallast(); ok {
-		r := &request{step: stepBallast, server: srv, tries: uint8(i)}
-		ch.queue(ch.conns[srv.number*ch.per], r)
+	for _, c := range ch.active { // the discard came over one of them
+		if c.server != srv {
+			continue
+		}
+		if i, ok := srv.missingBallast(); ok {
+			ch.queue(c, &request{step: stepBallast, server: srv, tries: uint8(i)})
+		}
+		return
 	}
 }
 
