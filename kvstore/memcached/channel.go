@@ -320,6 +320,9 @@ func (ch *channel) poll(ctx context.Context) {
 			if c.wantsWrite() {
 				fd.Events |= unix.POLLOUT
 			}
+			if c.held() {
+				wait = min(wait, 10*time.Millisecond)
+			}
 			if c.state == dialing {
 				fd.Events = unix.POLLOUT
 			}
@@ -342,20 +345,25 @@ func (ch *channel) poll(ctx context.Context) {
 }
 
 // abandon ends everything without an answer. Connections on which an answer is
-// owed are of no use any more. On TCP the channel's next dial waits until the
-// server dropped the old connection; a unix socket cannot be told apart there, so
-// a write that was given up may still be executed when the server wakes up.
+// owed are of no use any more. What was sent of changes may still be executed when
+// the server wakes up: until that is over no channel sends a change to it.
 func (ch *channel) abandon(err error) {
 	for _, c := range ch.active {
 		if !c.pending() {
 			continue
 		}
+		haunted := false
+		for _, r := range c.flight.rest() {
+			haunted = haunted || r.writes()
+		}
 		if c.flight.len() > 0 || c.state != ready {
-			haunted := false
-			for _, r := range c.flight.rest() {
-				haunted = haunted || r.writes()
-			}
 			c.disconnect(haunted)
+		}
+		for _, r := range c.queue.rest() {
+			haunted = haunted || r.writes() && r.repeated // sent on the connection before
+		}
+		if haunted && c.haunt != nil {
+			c.server.hold(c.haunt)
 		}
 		c.failAll(err)
 	}

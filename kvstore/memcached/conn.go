@@ -78,7 +78,12 @@ func (c *conn) quiet() bool {
 
 // wantsWrite says that POLLOUT matters.
 func (c *conn) wantsWrite() bool {
-	return c.state == dialing || c.state == ready && (c.queue.len() > 0 || c.unsent < len(c.vectors))
+	return c.state == dialing || c.state == ready && (c.queue.len() > 0 && !c.held() || c.unsent < len(c.vectors))
+}
+
+// held says that the next request is a change and must wait: see server.hold.
+func (c *conn) held() bool {
+	return c.server.haunts.Load() != 0 && c.queue.len() > 0 && c.queue.front().writes()
 }
 
 // advance does what can be done without waiting. Errors end in drop.
@@ -101,7 +106,7 @@ func (c *conn) tryDial(now time.Time) {
 		return
 	}
 	if c.haunt != nil {
-		if !c.haunt.done.Load() {
+		if !c.haunt.done() {
 			return
 		}
 		c.haunt = nil
@@ -155,7 +160,7 @@ func (c *conn) encode() {
 	var passed *kvstore.Fence
 	var last *request
 	keys := 0 // of the get that last belongs to
-	for n := 0; n < maxEncoded && c.queue.len() > 0; n++ {
+	for n := 0; n < maxEncoded && c.queue.len() > 0 && !c.held(); n++ {
 		r := c.queue.pop()
 		r.more = false
 		if r.writes() && r.op.Fence != nil && r.op.Fence != passed {
@@ -211,7 +216,7 @@ var errFence = errors.New("write lease ended while sending")
 func (c *conn) send() error {
 	for {
 		if c.unsent == len(c.vectors) {
-			if c.queue.len() == 0 {
+			if c.queue.len() == 0 || c.held() {
 				return nil
 			}
 			c.encode()
@@ -418,11 +423,15 @@ func (c *conn) drop(why error) {
 // disconnect closes the socket and forgets what was received. haunted: the
 // server may still execute writes that were sent.
 func (c *conn) disconnect(haunted bool) {
-	if c.state != closed {
+	switch {
+	case c.state == closed:
+	case haunted && c.server.network == "unix":
+		c.haunt = c.server.drain(c.fd)
+	default:
 		_ = unix.Close(c.fd)
-	}
-	if haunted && c.port != 0 {
-		c.haunt = c.server.exorcise(c.port)
+		if haunted && c.port != 0 {
+			c.haunt = c.server.exorcise(c.port)
+		}
 	}
 	c.fd, c.state, c.port = -1, closed, 0
 	c.r, c.w = 0, 0

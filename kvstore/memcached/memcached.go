@@ -25,9 +25,11 @@
 // Proving reads the sentinel; nothing else is sent before it matched. A ready
 // connection that fails puts its flight back into its queue, marked repeated:
 // such a request may have been executed, so a repeated add or cas that is
-// refused reads the block and compares. Before the next dial after writes were
-// left unanswered on TCP, the server is asked (stats conns) until it no longer
-// lists the old connection: what was queued there must not overwrite later data.
+// refused reads the block and compares. After changes were left unanswered the
+// next dial waits until the server is done with the old connection, because what
+// is queued there must not overwrite later data: on TCP it no longer lists it
+// (stats conns), on a unix socket it closed its end. If the requests were given
+// up meanwhile (a deadline), all channels wait for that before they send changes.
 //
 // A server that is silent is not given up: its connection stays, and what it
 // still holds will be executed and answered there, in order. Only when the server
@@ -121,6 +123,10 @@ type server struct {
 	// flush asks for the sentinel. Not only after new writes: a server that was
 	// emptied since the last flush lost what that flush promised.
 	written atomic.Bool
+
+	// haunts counts the connections that were given up with changes on them which
+	// the server may still execute; while there is one no change is sent to it.
+	haunts atomic.Int32
 
 	outage outage
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // errSilent: the server answers on a new connection but not on this one.
@@ -18,6 +20,10 @@ var errSilent = errors.New("no answer on this connection")
 // tick looks after a connection on which nothing may move.
 func (c *conn) tick(now time.Time) {
 	if !c.pending() || c.state == closed {
+		return
+	}
+	if c.flight.len() == 0 && c.held() {
+		c.idle = time.Time{}
 		return
 	}
 	if c.idle.IsZero() {
@@ -65,15 +71,20 @@ const (
 func (s *server) probe() *liveProbe {
 	p := &liveProbe{began: time.Now()}
 	s.help(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
 		result := int32(probeDead)
-		if s.talk(ctx, []byte("version\r\n"), func(in *lineReader) error { _, err := in.line(); return err }) == nil {
+		if s.lives(ctx) {
 			result = probeAlive
 		}
 		p.result.Store(result)
 	})
 	return p
+}
+
+// lives says whether the server answers on a new connection.
+func (s *server) lives(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return s.talk(ctx, []byte("version\r\n"), func(in *lineReader) error { _, err := in.line(); return err }) == nil
 }
 
 // help runs f beside the data path until the store is closed.
@@ -85,9 +96,61 @@ func (s *server) help(f func(context.Context)) {
 	}()
 }
 
-// exorcism waits until the server no longer lists a connection of ours on which
-// writes were left unanswered.
-type exorcism struct{ done atomic.Bool }
+// exorcism waits until a server is done with a connection of ours on which
+// changes were left unanswered. over is closed then.
+type exorcism struct{ over chan struct{} }
+
+func (e *exorcism) done() bool {
+	select {
+	case <-e.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// hold keeps all changes from a server until an exorcism is over: requests were
+// given up, so their blocks are free for other channels, and what the server
+// still executes of them must come before anything newer.
+func (s *server) hold(e *exorcism) {
+	s.haunts.Add(1)
+	s.help(func(context.Context) {
+		<-e.over
+		s.haunts.Add(-1)
+	})
+}
+
+// drain begins to wait for the end of a connection to a unix socket, whose
+// descriptor it takes over. No proxy is in between, so the server closes its end
+// when it has read, and done, all that we sent.
+func (s *server) drain(fd int) *exorcism {
+	e := &exorcism{make(chan struct{})}
+	_ = unix.Shutdown(fd, unix.SHUT_WR) // fails if the other end is gone, which the first read finds
+	s.help(func(ctx context.Context) {
+		defer close(e.over)
+		defer unix.Close(fd)
+		var heard time.Time // when the server first answered elsewhere
+		asked := time.Now()
+		for buf := make([]byte, 16<<10); ctx.Err() == nil; {
+			// It waits for a slice: SO_RCVTIMEO.
+			n, err := receive(fd, buf, true, false)
+			if n == 0 && err != unix.EAGAIN {
+				return
+			}
+			if heard.IsZero() && time.Since(asked) > time.Second {
+				asked = time.Now()
+				if s.lives(ctx) {
+					heard = asked
+				}
+			}
+			if !heard.IsZero() && time.Since(heard) > exorcismLimit {
+				s.store.cfg.Log("warning: memcached %s keeps a connection open that was closed %v ago; going on without proof that it is drained", s.addr, exorcismLimit)
+				return
+			}
+		}
+	})
+	return e
+}
 
 // How long to ask a server that answers; a proxy, or a network that keeps half a
 // connection alive, may never stop listing it.
@@ -98,16 +161,17 @@ const (
 
 // exorcise begins to wait for the end of the connection from our local port.
 func (s *server) exorcise(port int) *exorcism {
-	e := new(exorcism)
+	e := &exorcism{make(chan struct{})}
 	s.help(func(ctx context.Context) {
-		defer e.done.Store(true)
+		defer close(e.over)
 		var heard time.Time // when the server first answered
 		for pause := exorcismPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
 			listed, err := s.lists(ctx, port)
 			if err == nil && !listed {
 				return
 			}
-			if err == nil && heard.IsZero() {
+			var said *serverError // it answers and cannot tell
+			if (err == nil || errors.As(err, &said)) && heard.IsZero() {
 				heard = time.Now()
 			}
 			if !heard.IsZero() && time.Since(heard) > exorcismLimit {
