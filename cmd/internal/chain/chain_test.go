@@ -196,6 +196,24 @@ func TestUpRefuses(t *testing.T) {
 			f.devices = append(f.devices, losetup.Device{Path: "/dev/loop90", Backing: "/mnt/all/vol"})
 			f.table = append(f.table, losetup.Mount{Point: "/other", Type: "ext4", Source: "/dev/loop90"})
 		}, "up already, on /other"},
+		"up with another size": {func(f *fake, _ *Chain, req *Request) {
+			f.devices = append(f.devices, losetup.Device{Path: "/dev/loop90", Backing: "/mnt/all/vol", Size: 8 << 20})
+			f.table = append(f.table, losetup.Mount{Point: req.At, Type: "ext4", Source: "/dev/loop90"})
+			req.Size = 4 << 20
+		}, "is up with 8M, not 4M"},
+		"up from another store": {func(f *fake, c *Chain, req *Request) {
+			f.serve("/mnt/one", "file:///another")
+			f.devices = append(f.devices, losetup.Device{Path: "/dev/loop90", Backing: "/mnt/one/vol"})
+			f.table = append(f.table, losetup.Mount{Point: "/other", Type: "ext4", Source: "/dev/loop90"})
+			if err := c.save(&record{Name: "vol", Store: "file:///another", Dir: "/mnt/one", Device: "/dev/loop90", At: "/other"}); err != nil {
+				panic(err)
+			}
+		}, "up from another store (file:///another)"},
+		"a place with files": {func(_ *fake, _ *Chain, req *Request) {
+			if err := os.MkdirAll(filepath.Join(req.At, "file"), 0o700); err != nil {
+				panic(err)
+			}
+		}, "is not empty"},
 		"a bad name":   {func(_ *fake, _ *Chain, req *Request) { req.Name = "../x" }, "not a volume name"},
 		"no place":     {func(_ *fake, _ *Chain, req *Request) { req.At = "" }, "--at"},
 		"ntfs":         {func(_ *fake, _ *Chain, req *Request) { req.FS = "ntfs" }, "ext4, xfs and btrfs"},

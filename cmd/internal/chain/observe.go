@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -193,6 +194,22 @@ func (f *found) anything() bool {
 	return f.device != nil || len(f.broken) > 0 || len(f.dead) > 0 || f.lost != "" || f.rootlessUp()
 }
 
+// recordUp says whether what an earlier run made is mounted where it put it: a
+// record of another store would be lost by going on.
+func (f *found) recordUp() bool {
+	m, ok := losetup.MountAt(f.table, f.record.At)
+	return ok && f.record.Device != "" && m.Source == f.record.Device
+}
+
+// vacant refuses a mount point with something in it: the mount would hide that.
+// One that is missing, or no directory, is makeDirs' matter.
+func vacant(at string) error {
+	if inside, err := os.ReadDir(at); err == nil && len(inside) > 0 {
+		return fmt.Errorf("%s is not empty, the mount would hide what is in it: choose another directory", at)
+	}
+	return nil
+}
+
 // rootlessUp says whether fuse2fs serves the volume of the record.
 func (f *found) rootlessUp() bool {
 	if f.record == nil || !f.record.Rootless || f.lost != "" {
@@ -205,7 +222,7 @@ func (f *found) rootlessUp() bool {
 // judge says whether all is up already, or refuses a request that would touch
 // what is not ours. It changes nothing.
 func (f *found) judge(req Request, store string) (complete bool, err error) {
-	if r := f.record; r != nil && r.Store != store && f.anything() {
+	if r := f.record; r != nil && r.Store != store && (f.anything() || f.recordUp()) {
 		return false, fmt.Errorf("%s is up from another store (%s): `kvbfs down %s` first", req.Name, r.Store, req.Name)
 	}
 	top, taken := losetup.MountAt(f.table, req.At)
@@ -224,6 +241,9 @@ func (f *found) judge(req Request, store string) (complete bool, err error) {
 		case req.Rootless:
 			return false, fmt.Errorf("%s is attached to %s: `kvbfs down %s` first", req.Name, f.device.Path, req.Name)
 		case taken && top.Source == f.device.Path:
+			if req.Size != 0 && req.Size != f.device.Size {
+				return false, fmt.Errorf("%s is up with %s, not %s: `kvbfs volume resize` changes it", req.Name, formatSize(f.device.Size), formatSize(req.Size))
+			}
 			if req.FS != "" && top.Type != req.FS {
 				return false, fmt.Errorf("%s is up with %s, not %s", req.Name, top.Type, req.FS)
 			}
@@ -232,8 +252,11 @@ func (f *found) judge(req Request, store string) (complete bool, err error) {
 			return false, fmt.Errorf("%s is up already, on %s: `kvbfs down %s` first", req.Name, points[0], req.Name)
 		}
 	}
-	if !taken || f.lost == req.At {
+	if f.lost == req.At {
 		return false, nil
+	}
+	if !taken {
+		return false, vacant(req.At)
 	}
 	for _, d := range f.broken {
 		if top.Source == d.Path {
