@@ -190,6 +190,9 @@ func logOf(f *os.File) string {
 // mountPoint checks a directory that is to be mounted on, and returns its
 // canonical path.
 func mountPoint(dir string) (string, error) {
+	if dir == "" {
+		return "", usagef("the directory to mount on is empty: name one") // else it were the current one
+	}
 	abs, err := daemon.Canonical(dir)
 	if err != nil {
 		return "", err
@@ -216,6 +219,10 @@ func mountPoint(dir string) (string, error) {
 		return "", fmt.Errorf("%s is a symbolic link: name the directory that it points to", abs)
 	case !fi.IsDir():
 		return "", fmt.Errorf("%s is not a directory", abs)
+	}
+	// Who mistypes a directory would hide what others need.
+	if inside, err := os.ReadDir(abs); err == nil && len(inside) > 0 {
+		return "", fmt.Errorf("%s is not empty, the mount would hide what is in it: choose an empty directory", abs)
 	}
 	return abs, nil // who may have a hand in its parents is fusefs's to check
 }
