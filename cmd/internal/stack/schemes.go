@@ -56,7 +56,7 @@ type parsed struct {
 }
 
 func parse(raw string) (parsed, error) {
-	known := "\n  stores are: " + strings.Join(Schemes(), "  ")
+	known := "; stores are " + strings.Join(Schemes(), ", ")
 	if raw == "" {
 		return parsed{}, inputf("no store is named: --store or KVBFS_STORE must be a URL%s", known)
 	}

@@ -199,13 +199,13 @@ func explain(url string, err error) error {
 	case errors.As(err, &refused), errors.Is(err, ErrInput):
 		return err
 	case errors.Is(err, pool.ErrForgotten), errors.Is(err, kvstore.ErrServerLost):
-		hint = "\n  its data is gone; if you accept that, `kvbfs pool forget " + url + "` lets it be used anew"
+		hint = "; its data is gone: if you accept that, `kvbfs pool forget " + url + "` lets it be used anew"
 	case errors.Is(err, pool.ErrOtherServers):
-		hint = "\n  name all servers of the pool in the URL, in their order"
+		hint = "; name all servers of the pool in the URL, in their order"
 	case errors.Is(err, kvstore.ErrUnreachable):
-		hint = "\n  is the server running? `kvbfs doctor " + url + "` tells how to start it"
+		hint = "; is the server running? `kvbfs doctor " + url + "` tells how to start it"
 	case errors.Is(err, os.ErrPermission):
-		hint = "\n  it is not yours: run as its owner, or choose another store with --store"
+		hint = "; it is not yours: run as its owner, or choose another store with --store"
 	}
 	return fmt.Errorf("store %s: %w%s", url, err, hint)
 }
