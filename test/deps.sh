@@ -7,7 +7,7 @@ what=${1:-test}
 declare -A need=(
   [memcached]=memcached [fio]=fio [mkfs.xfs]=xfsprogs [mkfs.btrfs]=btrfs-progs
   [mkfs.ext4]=e2fsprogs [fusermount3]=fuse3 [fuse2fs]=fuse2fs [qemu-img]=qemu-utils
-  [socat]=socat [sqlite3]=sqlite3 [unshare]=util-linux [git]=git
+  [socat]=socat [xxd]=xxd [sqlite3]=sqlite3 [unshare]=util-linux [git]=git
 )
 if [ "$what" = bench ]; then
   need[nbdfuse]=libnbd-bin

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
+	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
 type volumeCreateCmd struct {
@@ -69,7 +71,11 @@ func (c *volumeResizeCmd) Run(g *globals) error {
 		return err
 	}
 	return c.on(g, c.Name, c.Dangerous, func(v daemon.Volumes) error {
-		if err := v.Resize(g.ctx, c.Name, size, c.AllowShrink); err != nil {
+		err := v.Resize(g.ctx, c.Name, size, c.AllowShrink)
+		if errors.Is(err, volume.ErrShrink) && !c.AllowShrink {
+			return fmt.Errorf("%w\n  what lies beyond the new end would be lost: add --allow-shrink if you want that", err)
+		}
+		if err != nil {
 			return err
 		}
 		fmt.Printf("%s: %s\n", c.Name, stack.FormatSize(size))

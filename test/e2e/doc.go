@@ -12,6 +12,8 @@
 // servers, and the rig (package rig) takes everything down whatever happened.
 //
 // KVBFS_BIN names a binary to test instead of the one built from this tree;
-// KVBFS_E2E_RACE=1 builds it with the race detector; KVBFS_E2E_SEED=n repeats
-// the random choices of a run.
+// KVBFS_E2E_RACE=1 builds it with the race detector; KVBFS_SEED=n repeats the
+// random choices of a run. KVBFS_TRANSPORT=uring makes every mount of the tests
+// use FUSE over io_uring; TestURing does so for the most important ones in any
+// case, where the kernel offers it.
 package e2e

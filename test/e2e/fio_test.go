@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
@@ -14,23 +15,33 @@ import (
 // them back, on the image and on the loop device.
 func TestFioVerify(t *testing.T) {
 	rig.RequireFUSE(t)
+	eachStore(t, 3*time.Minute, 1024, fioVerify)
+}
+
+func fioVerify(t *testing.T, r *rig.Rig, store string) {
 	rig.Require(t, "fio")
-	jobs := filepath.Join(rig.ModuleRoot(t), "test", "fio")
-	eachStore(t, 3*time.Minute, 1024, func(t *testing.T, r *rig.Rig, store string) {
-		r.Create(store, "v", "256M")
-		m := r.Mount(store)
-		fio := func(job, target string) {
-			t.Helper()
-			r.Must(rig.Cmd{Args: []string{"fio", "--minimal", filepath.Join(jobs, job)}, Dir: r.Dir,
-				Env: []string{"TARGET=" + target}})
-		}
-		fio("verify-file.fio", m.Image("v"))
-		t.Run("loop", func(t *testing.T) {
-			rig.RequireLoop(t)
-			dev := m.Attach("v")
-			fio("verify-device.fio", dev)
-			r.Detach(dev)
-		})
-		m.Umount()
+	r.Create(store, "v", "256M")
+	m := r.Mount(store)
+	seed := rig.Seed(t) >> 1 // fio's are signed
+	fio := func(job, target string, more ...string) {
+		t.Helper()
+		seed++
+		r.Must(rig.Cmd{Args: append([]string{"fio", "--minimal", fmt.Sprintf("--randseed=%d", seed)},
+			append(more, filepath.Join(rig.ModuleRoot(t), "test", "fio", job))...),
+			Dir: r.Dir, Env: []string{"TARGET=" + target}})
+	}
+	fio("verify-file.fio", m.Image("v"))
+	t.Run("loop", func(t *testing.T) {
+		rig.RequireLoop(t)
+		dev := m.Attach("v")
+		fio("verify-device.fio", dev)
+		// From 512 bytes on, by way of the page cache, which is dropped before
+		// what was written is read back.
+		fio("verify-cached.fio", dev, "--do_verify=0")
+		seed-- // the same blocks
+		r.Run("blockdev", "--flushbufs", dev)
+		fio("verify-cached.fio", dev, "--verify_only=1")
+		r.Detach(dev)
 	})
+	m.Umount()
 }

@@ -17,28 +17,30 @@ import (
 // mounts again now and then, and compares all the way.
 func TestModel(t *testing.T) {
 	rig.RequireFUSE(t)
-	eachStore(t, 3*time.Minute, 256, func(t *testing.T, r *rig.Rig, store string) {
-		const size = 24 << 20
-		rnd := rig.Rand(t)
-		r.Create(store, "model", fmt.Sprint(size))
-		m := &model{t: t, r: r, store: store, mount: r.Mount(store), want: make([]byte, size), rnd: rnd}
-		m.open()
-		for range 6 {
-			for range 400 {
-				m.step()
-			}
-			m.compareAll()
-			m.reopen()
-			m.compareAll()
-		}
-		m.grow(size + 8<<20)
-		for range 300 {
+	eachStore(t, 3*time.Minute, 256, modelRun)
+}
+
+func modelRun(t *testing.T, r *rig.Rig, store string) {
+	const size = 24 << 20
+	rnd := rig.Rand(t)
+	r.Create(store, "model", fmt.Sprint(size))
+	m := &model{t: t, r: r, store: store, mount: r.Mount(store), want: make([]byte, size), rnd: rnd}
+	m.open()
+	for range 6 {
+		for range 400 {
 			m.step()
 		}
 		m.compareAll()
-		m.f.Close()
-		m.mount.Umount()
-	})
+		m.reopen()
+		m.compareAll()
+	}
+	m.grow(size + 8<<20)
+	for range 300 {
+		m.step()
+	}
+	m.compareAll()
+	m.f.Close()
+	m.mount.Umount()
 }
 
 type model struct {

@@ -34,6 +34,17 @@ func (r *Rig) Memcached(mb int, more ...string) *Memcached {
 	return m
 }
 
+// Careless starts a server on a unix socket with these settings and none of
+// those that kvbfs recommends.
+func (r *Rig) Careless(args ...string) *Memcached {
+	r.T.Helper()
+	Require(r.T, "memcached")
+	m := &Memcached{r: r, Addr: r.unique("memcached", ".sock")}
+	m.args = append(asUser("-s", m.Addr), args...)
+	m.Start()
+	return m
+}
+
 // MemcachedTCP starts a server on a free port of 127.0.0.1.
 func (r *Rig) MemcachedTCP(mb int, more ...string) *Memcached {
 	r.T.Helper()
@@ -53,7 +64,11 @@ func (r *Rig) MemcachedTCP(mb int, more ...string) *Memcached {
 }
 
 func memcachedArgs(mb int) []string {
-	args := append([]string{"-m", strconv.Itoa(mb)}, memcachedtest.StartLine...)
+	return asUser(append([]string{"-m", strconv.Itoa(mb)}, memcachedtest.StartLine...)...)
+}
+
+// asUser adds what memcached asks of root.
+func asUser(args ...string) []string {
 	if os.Geteuid() == 0 {
 		args = append(args, "-u", "root")
 	}
@@ -86,11 +101,18 @@ func (m *Memcached) Start() {
 	if strings.HasPrefix(m.Addr, "/") {
 		os.Remove(m.Addr)
 	}
-	m.cmd = m.r.Start(Cmd{Args: append([]string{"memcached"}, m.args...)})
-	Eventually(m.r.T, 10*time.Second, "memcached answers", func() bool {
+	log := m.r.Path("memcached.log")
+	m.cmd = m.r.Start(Cmd{Args: append([]string{"memcached"}, m.args...), Log: log})
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		_, err := m.ask("version")
-		return err == nil
-	})
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			said, _ := os.ReadFile(log)
+			m.r.T.Fatalf("memcached %v does not answer: %v\nit said: %s", m.args, err, said)
+		}
+	}
 }
 
 // Kill ends the server: its data is lost.

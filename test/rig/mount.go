@@ -31,11 +31,20 @@ func (r *Rig) Mount(store string, args ...string) *Mount {
 // Mount mounts again, at the same place.
 func (m *Mount) Mount(store string, args ...string) {
 	m.r.T.Helper()
-	m.r.Kvbfs(append([]string{"mount", m.Dir, "--store", store}, args...)...)
+	m.r.Kvbfs(append(m.r.MountArgs(m.Dir, "--store", store), args...)...)
 	m.pid = m.r.Daemon(m.Dir)
 	if m.pid == 0 {
 		m.r.T.Fatalf("mounted %s, but the registry names no daemon", m.Dir)
 	}
+}
+
+// MountArgs are the arguments of kvbfs that mount dir, with the rig's transport.
+func (r *Rig) MountArgs(dir string, args ...string) []string {
+	all := append([]string{"mount", dir}, args...)
+	if r.Transport != "" {
+		all = append(all, "--transport="+r.Transport)
+	}
+	return all
 }
 
 // Daemon returns the process id of the daemon that serves dir, from the registry
@@ -165,9 +174,12 @@ func (r *Rig) Fsck(fs, dev string) {
 // Place is what `volume where --json` tells of one block.
 type Place struct {
 	Server  string `json:"server"`
+	Slot    int    `json:"slot"`
 	Key     string `json:"key"`
+	Command string `json:"command"` // fetches the block
 	Present bool   `json:"present"`
 	Stored  bool   `json:"stored"`
+	CRC     string `json:"crc32c"`
 }
 
 // Where asks where the block of a byte offset is.

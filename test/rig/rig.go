@@ -38,6 +38,10 @@ type Rig struct {
 	Dir string // scratch directory; everything is below it
 	Bin string // the kvbfs binary
 
+	// Transport is what the mounts of this rig are told by --transport; empty is
+	// the default. KVBFS_TRANSPORT sets it for all rigs.
+	Transport string
+
 	mu    sync.Mutex
 	extra []string // guarded by mu: environment beside the private directories
 	swept bool     // guarded by mu
@@ -52,7 +56,7 @@ func New(t testing.TB, limit time.Duration) *Rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Rig{T: t, Dir: dir, Bin: bin}
+	r := &Rig{T: t, Dir: dir, Bin: bin, Transport: os.Getenv("KVBFS_TRANSPORT")}
 	for _, d := range []string{r.StateDir(), r.RuntimeDir()} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)
@@ -120,18 +124,18 @@ func (r *Rig) Env() []string {
 func (r *Rig) FileStore() string { return "file://" + r.Path("store") }
 
 // Seed returns the seed of this run's random choices and prints it. The
-// variable KVBFS_E2E_SEED repeats a run.
+// variable KVBFS_SEED repeats a run.
 func Seed(t testing.TB) uint64 {
 	t.Helper()
 	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("KVBFS_E2E_SEED"); s != "" {
+	if s := os.Getenv("KVBFS_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
-			t.Fatalf("KVBFS_E2E_SEED: %v", err)
+			t.Fatalf("KVBFS_SEED: %v", err)
 		}
 		seed = n
 	}
-	t.Logf("seed: KVBFS_E2E_SEED=%d", seed)
+	t.Logf("seed: KVBFS_SEED=%d", seed)
 	return seed
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -35,6 +36,7 @@ type Cmd struct {
 	Env   []string // added
 	Stdin io.Reader
 	Limit time.Duration // 0: CommandLimit
+	Log   string        // for Start: file for its output, which else is dropped
 }
 
 // Do runs a command, in a process group of its own, and kills the group at the
@@ -110,6 +112,14 @@ func (r *Rig) Start(c Cmd) *exec.Cmd {
 	cmd.Dir = c.Dir
 	cmd.Stdin = c.Stdin
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if c.Log != "" {
+		log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			r.T.Fatal(err)
+		}
+		defer log.Close()
+		cmd.Stdout, cmd.Stderr = log, log
+	}
 	if err := cmd.Start(); err != nil {
 		r.T.Fatalf("%s: %v", strings.Join(c.Args, " "), err)
 	}
