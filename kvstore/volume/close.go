@@ -67,7 +67,12 @@ func (v *Volume) endWriting(ctx context.Context) error {
 	})
 	lease := v.lease.Load()
 	if errors.Is(err, kvstore.ErrServerLost) {
-		// The rest is stored as well as it can be; the holder's place is free.
+		// The rest is stored as well as it can be, or blocks on the servers that are
+		// left would be holes; then the holder's place is free.
+		rest := v.set.withChannel(ctx, func(ch kvstore.Channel) error { return v.storeRest(ctx, ch) })
+		if rest != nil && !errors.Is(rest, kvstore.ErrServerLost) {
+			v.set.logf("volume %s: part of the presence map cannot be stored: %v", v.name, rest)
+		}
 		return errors.Join(err, lease.Release(ctx))
 	}
 	if err != nil {
@@ -81,4 +86,17 @@ func (v *Volume) endWriting(ctx context.Context) error {
 		err = errors.Join(err, v.state.unvoid()) // it stays open
 	}
 	return err
+}
+
+// storeRest stores the pages that changed, as far as their servers are left.
+func (v *Volume) storeRest(ctx context.Context, ch kvstore.Channel) error {
+	m := v.m.Load()
+	if m == nil {
+		return nil
+	}
+	if err := v.gate.lock(ctx); err != nil {
+		return err
+	}
+	defer v.gate.unlock()
+	return v.storeDirty(ctx, ch, m)
 }

@@ -62,7 +62,8 @@ func (v *Volume) storeDirty(ctx context.Context, ch kvstore.Channel, m *presence
 		if len(pages) == pageBatch {
 			send()
 		}
-		return failed == nil
+		// Pages on servers that are left are worth storing all the same.
+		return failed == nil || errors.Is(failed, kvstore.ErrServerLost)
 	})
 	if len(pages) > 0 {
 		send()

@@ -230,3 +230,47 @@ func TestTimeout(t *testing.T) {
 	}
 	r.write(v, 0, pattern(4096, 2))
 }
+
+// TestServerLostOthersKept: after one server was emptied, what was written to the
+// others is still in the stored map when the volume was closed.
+func TestServerLostOthersKept(t *testing.T) {
+	const pages = 150
+	r := newRig(t, "mem3")
+	r.create("v", pages*bitsPerPage*kvstore.BlockSize)
+	v := r.open("v")
+	at := func(page, block int) int64 { return int64(page*bitsPerPage+block) * kvstore.BlockSize }
+	for p := range pages {
+		r.write(v, at(p, 0), pattern(4096, 1))
+	}
+	r.flush(v)
+	const lost = 2
+	r.mem().Forget(lost)
+	if err := r.do(Request{Kind: Flush, Vol: v}); !errors.Is(err, kvstore.ErrServerLost) {
+		t.Fatal(err)
+	}
+	for p := range pages {
+		r.write(v, at(p, 1), pattern(4096, 2))
+	}
+	layer, seed := v.layer, v.seed
+	if err := v.Close(ctx); !errors.Is(err, kvstore.ErrServerLost) {
+		t.Fatal(err)
+	}
+	kept := 0
+	must(t, r.set.withChannel(ctx, func(ch kvstore.Channel) error {
+		for p := range uint64(pages) {
+			op := kvstore.Op{Code: kvstore.Read, Key: pageID{0, p}.key(layer), Seed: seed, Data: make([]byte, kvstore.BlockSize)}
+			if r.pool.Server(op.Key) == lost {
+				continue
+			}
+			ch.Do(ctx, []*kvstore.Op{&op})
+			if op.Err != nil || pageWord(op.Data, 0) != 3 {
+				t.Errorf("page %d: bits %#x, %v", p, pageWord(op.Data, 0), op.Err)
+			}
+			kept++
+		}
+		return nil
+	}))
+	if kept < pages/3 {
+		t.Fatalf("only %d pages are on the other servers", kept)
+	}
+}
