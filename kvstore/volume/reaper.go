@@ -205,12 +205,15 @@ func (v *Volume) deletePending(ctx context.Context, ch kvstore.Channel, m *prese
 		stored := pageWord(page, int(i))
 		for word := atomic.LoadUint64(&m.pending[at]); word != 0; word &= word - 1 {
 			n := bits.TrailingZeros64(word)
-			d.add(at*64+uint64(n), stored>>n&1 != 0)
-			if len(d.ops) == reapBatch {
+			lba := at*64 + uint64(n)
+			server := v.set.pool.Server(kvstore.Key{Layer: v.layer, Number: lba})
+			if len(d.ops) == reapBatch || len(d.ops) > 0 && server != d.server {
 				if err := d.send(ctx, ch); err != nil {
 					return err
 				}
 			}
+			d.server = server
+			d.add(lba, stored>>n&1 != 0)
 		}
 	}
 	err := d.send(ctx, ch)
@@ -227,6 +230,7 @@ type deletion struct {
 	m         *presence
 	page, seq uint64
 	owner     uint32
+	server    int // of all blocks in a batch: one that hangs must not keep the claims of others' blocks
 	ops       []kvstore.Op
 	held      []int32
 	skipped   bool // some blocks were in use
