@@ -168,7 +168,7 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	if left && !resumed {
 		s.logf("volume %s: somebody else wrote to it since this machine crashed; what was not flushed then is dropped", v.name)
 	}
-	v.take(rec)
+	v.damaged.Store(rec.Damaged)
 	v.lease.Store(lease)
 	v.fence.Store(lease.Fence())
 	head := stateHead{boot: bootID(), pool: s.pool.UUID(), volume: v.uuid, layer: v.layer,
@@ -177,6 +177,7 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 		return err
 	}
 	v.state = sf
+	v.take(rec) // the size after the map: see Worker.begin
 	v.writable.Store(true)
 	if v.m.Load() != nil && anyWord(v.m.Load().queued) {
 		v.reaper.kick(v)

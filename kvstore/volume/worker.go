@@ -155,6 +155,9 @@ func (w *Worker) begin(ctx context.Context, r *Request) {
 		j.err = kvstore.ErrClosed
 		return
 	}
+	// In this order: a volume that is opened for writing while it is read gets its
+	// new map first, then the size that the map is made for, then the right to write.
+	writable, size := v.writable.Load(), v.Size()
 	j.vol, j.m = v, v.m.Load()
 	n := r.N
 	c := &v.counters
@@ -178,12 +181,11 @@ func (w *Worker) begin(ctx context.Context, r *Request) {
 		j.err = kvstore.ErrInvalid
 		return
 	}
-	size := v.Size()
 	switch {
 	case r.Off < 0 || n < 0 || n > size || r.Off > size-n:
 		j.err = ErrOutside
 		return
-	case r.Kind != Read && !v.writable.Load():
+	case r.Kind != Read && !writable:
 		j.err = ErrReadOnly
 		return
 	case n == 0:
