@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/mem"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 )
 
@@ -317,4 +319,46 @@ func TestFence(t *testing.T) {
 			t.Fatal(tries)
 		}
 	})
+}
+
+// failingSwaps fails the changes of volume records while on is set.
+type failingSwaps struct {
+	kvstore.Store
+	on bool
+}
+
+type failingControl struct {
+	kvstore.Control
+	s *failingSwaps
+}
+
+func (s *failingSwaps) Control() kvstore.Control { return failingControl{s.Store.Control(), s} }
+
+func (c failingControl) Swap(ctx context.Context, n int, name string, old kvstore.Record, value []byte) error {
+	if c.s.on && strings.Contains(name, ":volume:") {
+		return kvstore.ErrUnreachable
+	}
+	return c.Control.Swap(ctx, n, name, old, value)
+}
+
+// TestFailedRemovalAfterCrash: a removal that could not begin leaves what a crash
+// left to be recovered.
+func TestFailedRemovalAfterCrash(t *testing.T) {
+	st := &failingSwaps{Store: mem.New(mem.Config{})}
+	r := newRigOn(t, "failing", st)
+	r.create("v", 1<<20)
+	v := r.open("v")
+	r.write(v, 0, pattern(4096, 1))
+	r.crash()
+	st.on = true
+	if err := r.set.Remove(ctx, "v", nil); !errors.Is(err, kvstore.ErrUnreachable) {
+		t.Fatal(err)
+	}
+	st.on = false
+	v = r.open("v")
+	if got := r.read(v, 0, 4096); !bytes.Equal(got, pattern(4096, 1)) {
+		t.Fatal("what was acknowledged is not there")
+	}
+	must(t, v.Close(ctx))
+	must(t, r.set.Remove(ctx, "v", nil))
 }

@@ -38,6 +38,7 @@ func (s *Set) Remove(ctx context.Context, name string, progress func(done, total
 			sf.remove()
 		}
 	}()
+	uuid := rec.UUID
 	head, left := sf.head()
 	left = left && head.boot == bootID() && head.volume == rec.UUID &&
 		(s.prop.Presence || sf.hasMap())
@@ -62,7 +63,13 @@ func (s *Set) Remove(ctx context.Context, name string, progress func(done, total
 	} else if err == nil && progress != nil {
 		progress(1, 1)
 	}
-	if err = errors.Join(err, lease.Release(context.WithoutCancel(ctx))); err != nil {
+	if err != nil && left {
+		// As after a recovery that failed: what the crash left stays valid.
+		s.keepLease(uuid, lease)
+	} else {
+		err = errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
+	}
+	if err != nil {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
 	if err := s.pool.ForgetVolume(ctx, name); err != nil {
