@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -131,6 +132,9 @@ func (v *Volume) reportCorrupt(ctx context.Context, lba uint64, err error) error
 	return err
 }
 
+// errStaleMap: what is missing may have been discarded.
+var errStaleMap = errors.New("it was open for reading, and somebody else wrote to it since")
+
 // markDamaged enters the damaged mark in the record once. If that fails the error
 // is given nevertheless, and the next loss tries again.
 func (v *Volume) markDamaged(ctx context.Context) {
@@ -140,6 +144,9 @@ func (v *Volume) markDamaged(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, markWait)
 	defer cancel()
 	_, err := v.set.pool.Update(ctx, v.name, func(r *pool.Volume) error {
+		if !v.writable.Load() && r.Generation != v.generation.Load() {
+			return errStaleMap
+		}
 		r.Damaged = true
 		return nil
 	})

@@ -78,6 +78,9 @@ func TestLostPage(t *testing.T) {
 		r.mem().Drop(pageID{0, 0}.key(v.layer))
 		v, err := r.set.Open(ctx, "v", write)
 		must(t, err)
+		if rec, err := r.pool.Volume(ctx, "v"); err != nil || !rec.Damaged {
+			t.Fatal("not marked as damaged", err)
+		}
 		if got := r.read(v, 4096, 4096); !bytes.Equal(got, pattern(4096, 1)) {
 			t.Fatal("what is there cannot be read")
 		}

@@ -40,7 +40,7 @@ func (s *Set) openLocked(ctx context.Context, name string, write bool) (*Volume,
 			gate: newGate(), pageOps: make([]*kvstore.Op, 0, pageBatch)}
 		v.use.idle = make(chan struct{}, 1)
 		if !write {
-			if err := s.openReading(ctx, v, rec); err != nil {
+			if err := s.openReading(ctx, v); err != nil {
 				return nil, err
 			}
 		}
@@ -76,9 +76,13 @@ func (s *Set) record(ctx context.Context, name string) (pool.Volume, error) {
 }
 
 // openReading prepares v for reading, with a map in private memory.
-func (s *Set) openReading(ctx context.Context, v *Volume, rec pool.Volume) error {
+func (s *Set) openReading(ctx context.Context, v *Volume) error {
 	if err := s.settleForReading(ctx, v); err != nil {
 		return fmt.Errorf("open volume %s for reading: %w", v.name, err)
+	}
+	rec, err := s.record(ctx, v.name) // as it is once nobody writes
+	if err != nil {
+		return err
 	}
 	v.take(rec)
 	if s.prop.Presence {
@@ -100,6 +104,7 @@ func (s *Set) openReading(ctx context.Context, v *Volume, rec pool.Volume) error
 func (v *Volume) take(rec pool.Volume) {
 	v.blocks.Store(blocksOf(rec.Size))
 	v.height = rec.MapHeight
+	v.generation.Store(rec.Generation)
 	v.damaged.Store(rec.Damaged)
 }
 
@@ -169,6 +174,7 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 		s.logf("volume %s: somebody else wrote to it since this machine crashed; what was not flushed then is dropped", v.name)
 	}
 	v.damaged.Store(rec.Damaged)
+	v.generation.Store(rec.Generation)
 	v.lease.Store(lease)
 	v.fence.Store(lease.Fence())
 	head := stateHead{boot: bootID(), pool: s.pool.UUID(), volume: v.uuid, layer: v.layer,

@@ -39,3 +39,29 @@ func TestFailedUpgradeAfterGrowth(t *testing.T) {
 	must(t, r.do(Request{Kind: Read, Vol: v, Off: 1 << 29, Data: b}))
 	must(t, v.Close(ctx))
 }
+
+// TestStaleReader: what another daemon discarded while a volume was open for
+// reading here gives errors, as documented, but nobody calls it damaged.
+func TestStaleReader(t *testing.T) {
+	r := newRig(t, "mem")
+	r.create("v", 1<<20)
+	w := r.open("v")
+	r.write(w, 0, pattern(4096, 1))
+	must(t, w.Close(ctx))
+	v, err := r.set.Open(ctx, "v", false)
+	must(t, err)
+	other := r.other()
+	w, err = other.Open(ctx, "v", true)
+	must(t, err)
+	must(t, r.do(Request{Kind: Discard, Vol: w, N: 4096}))
+	must(t, w.Close(ctx)) // deletes the key
+	b := make([]byte, kvstore.BlockSize)
+	if err := r.do(Request{Kind: Read, Vol: v, Data: b}); !errors.Is(err, ErrLost) {
+		t.Fatal(err)
+	}
+	rec, err := r.pool.Volume(ctx, "v")
+	must(t, err)
+	if rec.Damaged {
+		t.Fatal("a volume that lost nothing is marked as damaged")
+	}
+}

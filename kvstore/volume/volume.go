@@ -103,10 +103,12 @@ type Volume struct {
 	writable atomic.Bool
 	m        atomic.Pointer[presence] // nil: the store keeps presence
 	lease    atomic.Pointer[pool.Lease]
-	fence    atomic.Pointer[kvstore.Fence]
-	use      users
-	counters counters
-	damaged  atomic.Bool
+	// generation of the record when the map was read.
+	generation atomic.Uint64
+	fence      atomic.Pointer[kvstore.Fence]
+	use        users
+	counters   counters
+	damaged    atomic.Bool
 	// lostFlush is the reason why no flush of this volume can succeed any more.
 	lostFlush atomic.Pointer[error]
 
