@@ -31,7 +31,11 @@ const fuseHelp = "load the driver with 'modprobe fuse'; in a container add '--de
 // fusermount3. A connection that was passed as /dev/fd/N is taken as it is.
 func connect(dir string, opt *Options) (*connection, error) {
 	fd := passedFD(dir)
-	if fd < 0 {
+	if fd >= 0 {
+		if err := checkPassed(fd); err != nil {
+			return nil, err
+		}
+	} else {
 		var err error
 		fd, err = mountDirect(dir, opt)
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
@@ -47,6 +51,22 @@ func connect(dir string, opt *Options) (*connection, error) {
 	}
 	unix.CloseOnExec(fd)
 	return &connection{dir: dir, fd: fd, dup: dup}, nil
+}
+
+// fuseDevice is the number of /dev/fuse on every Linux: 10:229.
+var fuseDevice = unix.Mkdev(10, 229)
+
+// checkPassed refuses a descriptor that is no connection: go-fuse would only say
+// that it could not read from it.
+func checkPassed(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("%w: descriptor %d was not passed: %w", ErrMountPoint, fd, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != fuseDevice {
+		return fmt.Errorf("%w: descriptor %d is not an open /dev/fuse", ErrMountPoint, fd)
+	}
+	return nil
 }
 
 // mountDirect mounts with mount(2): as root, or in a user namespace.

@@ -55,6 +55,109 @@ func TestRootless(t *testing.T) {
 	nothingLeft(t, r, tmp)
 }
 
+// user is an ordinary user's world: a home, private directories below it, and a
+// /dev/fuse that is open to all, as distributions have it, in a mount namespace
+// of its own.
+type user struct {
+	t    *testing.T
+	r    *rig.Rig
+	home string
+}
+
+func newUser(t *testing.T, r *rig.Rig) *user {
+	t.Helper()
+	return &user{t, r, nobody(t, r)}
+}
+
+// do runs a script as the user, $K being kvbfs.
+func (u *user) do(script string) rig.Result {
+	return u.r.Do(rig.Cmd{Dir: u.home,
+		Env: []string{"HOME=" + u.home, "TMPDIR=" + u.home, "K=" + u.r.Bin, "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin",
+			"KVBFS_STATE_DIR=" + u.home + "/state", "KVBFS_RUNTIME_DIR=" + u.home + "/run"},
+		Args: []string{"unshare", "-m", "sh", "-ec", `
+mount -t tmpfs none /dev
+mknod -m 666 /dev/fuse c 10 229
+mknod -m 666 /dev/null c 1 3
+mknod -m 666 /dev/zero c 1 5
+mknod -m 666 /dev/urandom c 1 9
+ln -s /proc/self/fd /dev/fd
+exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -ec "$1"`, "sh", script}})
+}
+
+func (u *user) must(script string) string {
+	u.t.Helper()
+	res := u.do(script)
+	if res.Code != 0 {
+		u.t.Fatalf("as nobody: status %d\n%s\n%s", res.Code, script, res.All())
+	}
+	return res.Stdout
+}
+
+// TestUpRootless: an ordinary user has a disk by fusermount3 and fuse2fs, on
+// which a tree survives `down` and `up`; and without fusermount3's help inside a
+// namespace, where a command's exit status is passed on.
+func TestUpRootless(t *testing.T) {
+	rig.RequireRoot(t) // to become somebody else
+	rig.RequireFUSE(t)
+	rig.Require(t, "unshare", "setpriv", "fusermount3", "fuse2fs", "mke2fs", "e2fsck")
+	t.Run("fusermount3", func(t *testing.T) {
+		r := rig.New(t, 2*time.Minute)
+		u := newUser(t, r)
+		// One script: the mounts are in the namespace of these processes.
+		out := u.must(`
+$K up data --size 1G --rootless --at ~/data
+grep -q " $HOME/data fuse" /proc/mounts
+mkdir ~/data/sub; echo hello > ~/data/sub/f; head -c 3000000 /dev/urandom > ~/data/big
+sha256sum ~/data/big ~/data/sub/f > ~/sums
+$K up data --rootless --at ~/data
+$K status
+$K down data
+$K down data
+! grep -q " $HOME/" /proc/mounts
+$K up data --rootless --at ~/data
+sha256sum -c ~/sums
+$K down data
+mkdir ~/mnt
+$K mount ~/mnt
+e2fsck -fn ~/mnt/data
+$K umount ~/mnt
+! grep -q " $HOME/" /proc/mounts`)
+		if strings.Count(out, ": OK") != 2 {
+			t.Errorf("checksums after down and up:\n%s", out)
+		}
+		rig.Eventually(t, 5*time.Second, "nothing is left", func() bool { return len(r.Leftovers()) == 0 })
+	})
+	t.Run("command", func(t *testing.T) {
+		r := rig.New(t, 2*time.Minute)
+		u := newUser(t, r)
+		// PATH without fusermount3 is not enough: kvbfs looks in /bin as well.
+		u.must(`mkdir ~/data; $K up data --size 1G --rootless --at ~/data -- sh -ec 'echo hello > ~/data/f; df ~/data; test $(wc -l < /proc/mounts) -gt 0'
+test -z "$(ls -A ~/data)"`)
+		if out := u.must(`$K up data --rootless --at ~/data -- cat data/f`); out != "hello\n" {
+			t.Errorf("what the first command wrote reads %q in the second", out)
+		}
+		if res := u.do(`$K up data --rootless --at ~/data -- sh -c 'exit 7'`); res.Code != 7 {
+			t.Errorf("a command that ends with 7: status %d\n%s", res.Code, res.All())
+		}
+		if res := u.do(`$K up data --rootless --at ~/data -- sh -c 'kill -9 $$'`); res.Code != 137 {
+			t.Errorf("a command that is killed: status %d\n%s", res.Code, res.All())
+		}
+		rig.Eventually(t, 5*time.Second, "nothing is left", func() bool { return len(r.Leftovers()) == 0 })
+	})
+	t.Run("without --rootless", func(t *testing.T) {
+		r := rig.New(t, time.Minute)
+		u := newUser(t, r)
+		res := u.do(`exec $K up data --size 1G --at ~/data`)
+		if res.Code != 1 && res.Code != 2 || !strings.Contains(res.Stderr, "--rootless") {
+			t.Errorf("up without root: status %d\n%s", res.Code, res.All())
+		}
+		rig.OneLine(t, "up", res.Stderr)
+		if left := r.Leftovers(); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+}
+
 // TestContainer: a root directory with the binary and e2fsprogs alone is enough.
 func TestContainer(t *testing.T) {
 	rig.RequireRoot(t)
