@@ -39,11 +39,15 @@ type fake struct {
 	cancel  context.CancelFunc
 	said    []string
 	held    int
+	// provisions is the answer of the store to provisioning.
+	provisions  error
+	capacity    int64
+	provisioned []span
 }
 
 func newFake() *fake {
 	return &fake{dead: map[string]bool{}, broken: map[string]bool{}, volumes: map[string][]byte{}, sizes: map[string]int64{},
-		users: map[string][]string{}, procs: map[int]bool{}, held: -1}
+		users: map[string][]string{}, procs: map[int]bool{}, held: -1, provisions: syscall.EOPNOTSUPP}
 }
 
 // op is one call with an effect.
@@ -119,6 +123,18 @@ func (f *fake) Read(_ context.Context, path string, n int) ([]byte, error) {
 func (f *fake) Wipe(_ context.Context, path string, n int) error {
 	return f.op(func() error { clear(f.head(path)); return nil })
 }
+
+func (f *fake) ReadAt(_ context.Context, path string, off int64, n int) ([]byte, error) {
+	head := f.head(path)
+	return slices.Clone(head[min(off, int64(len(head))):min(off+int64(n), int64(len(head)))]), nil
+}
+
+func (f *fake) Provision(_ context.Context, image string, parts ...span) error {
+	f.provisioned = append(f.provisioned, parts...)
+	return f.provisions
+}
+
+func (f *fake) Capacity(context.Context, string) (int64, error) { return f.capacity, nil }
 
 func (f *fake) head(path string) []byte {
 	for _, d := range f.devices {

@@ -58,13 +58,14 @@ func fsNamed(name string) (filesystem, bool) {
 	return filesystems[i], true
 }
 
-// mkfs is the command line that makes the file system.
-func (f filesystem) mkfs(on string, fresh bool, extra []string) []string {
+// mkfs is the command line that makes the file system; options of ours come
+// before the user's.
+func (f filesystem) mkfs(on string, fresh bool, ours, user []string) []string {
 	args := slices.Clone(f.options)
 	if fresh {
 		args = append(args, f.fresh...)
 	}
-	return append(append(args, extra...), on)
+	return slices.Concat(args, ours, user, []string{on})
 }
 
 // probeSize is how much of a volume's beginning is looked at: every signature

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,13 @@ type system interface {
 	// Read returns the first n bytes of a device or image; Wipe zeroes them.
 	Read(ctx context.Context, path string, n int) ([]byte, error)
 	Wipe(ctx context.Context, path string, n int) error
+	// ReadAt reads less than n bytes only at the end.
+	ReadAt(ctx context.Context, path string, off int64, n int) ([]byte, error)
+	// Provision gives parts of an image a place in the store, by fallocate:
+	// syscall.EOPNOTSUPP where the store has no need of it.
+	Provision(ctx context.Context, image string, parts ...span) error
+	// Capacity of the store below an image, in bytes.
+	Capacity(ctx context.Context, image string) (int64, error)
 
 	Devices() ([]losetup.Device, error)
 	Attach(ctx context.Context, image string) (d losetup.Device, existing bool, err error)
@@ -127,6 +135,10 @@ func (m *machine) Probe(ctx context.Context, dir string) error {
 }
 
 func (m *machine) Read(ctx context.Context, path string, n int) ([]byte, error) {
+	return m.ReadAt(ctx, path, 0, n)
+}
+
+func (m *machine) ReadAt(ctx context.Context, path string, off int64, n int) ([]byte, error) {
 	return bounded(ctx, path, func() ([]byte, error) {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -135,7 +147,7 @@ func (m *machine) Read(ctx context.Context, path string, n int) ([]byte, error) 
 		defer unix.Close(fd)
 		buf := make([]byte, n)
 		for done := 0; done < n; {
-			got, err := unix.Pread(fd, buf[done:], int64(done))
+			got, err := unix.Pread(fd, buf[done:], off+int64(done))
 			if errors.Is(err, unix.EINTR) {
 				continue
 			}
@@ -148,6 +160,57 @@ func (m *machine) Read(ctx context.Context, path string, n int) ([]byte, error) 
 			done += got
 		}
 		return buf, nil
+	})
+}
+
+// provisionPiece is how much one fallocate provisions: the kernel holds up all
+// other writes of the image meanwhile.
+const provisionPiece = 8 << 20
+
+func (m *machine) Provision(ctx context.Context, image string, parts ...span) (err error) {
+	fd, err := bounded(ctx, image, func() (int, error) {
+		fd, err := unix.Open(image, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			err = &os.PathError{Op: "open", Path: image, Err: err}
+		}
+		return fd, err
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		_, failed := bounded(ctx, image, func() (struct{}, error) { return struct{}{}, unix.Close(fd) })
+		err = cmp.Or(err, failed)
+	}()
+	for _, p := range parts {
+		for off, end := p.off, p.off+p.n; off < end; off += provisionPiece {
+			_, err := bounded(ctx, image, func() (struct{}, error) {
+				return struct{}{}, fallocate(fd, off, min(provisionPiece, end-off))
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func fallocate(fd int, off, n int64) error {
+	for {
+		err := unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, n)
+		if !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("fallocate", err)
+		}
+	}
+}
+
+func (m *machine) Capacity(ctx context.Context, image string) (int64, error) {
+	return bounded(ctx, image, func() (int64, error) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(filepath.Dir(image), &st); err != nil {
+			return 0, &os.PathError{Op: "statfs", Path: image, Err: err}
+		}
+		return int64(st.Blocks) * st.Bsize, nil
 	})
 }
 

@@ -293,7 +293,12 @@ func (c *Chain) filesystem(ctx context.Context, req Request, on string, rec *rec
 	if req.Rootless && name != "ext4" {
 		return fs, fmt.Errorf("volume %s holds %s, which needs the kernel: --rootless knows ext4 only", req.Name, name)
 	}
+	image, capacity := filepath.Join(rec.Dir, req.Name), int64(0)
+	if journals(name) {
+		capacity = c.capacity(ctx, image)
+	}
 	if !missing {
+		c.makeRoom(ctx, name, on, image, capacity)
 		return fs, c.save(rec)
 	}
 	rec.Mkfs = true
@@ -304,10 +309,16 @@ func (c *Chain) filesystem(ctx context.Context, req Request, on string, rec *rec
 	if !res.CreatedVolume {
 		c.onFailure("empty volume "+req.Name+" again", func(ctx context.Context) error { return c.wipe(ctx, on, rec) })
 	}
-	if err := c.sys.Tool(ctx, fs.tool, fs.mkfs(on, res.CreatedVolume, req.MkfsOptions)...); err != nil {
+	size, err := c.sys.ImageSize(ctx, image)
+	if err != nil {
+		return fs, err
+	}
+	journal := journalOptions(name, size, capacity, req.MkfsOptions)
+	if err := c.sys.Tool(ctx, fs.tool, fs.mkfs(on, res.CreatedVolume, journal, req.MkfsOptions)...); err != nil {
 		return fs, err
 	}
 	rec.Mkfs, res.MadeFS = false, true
+	c.makeRoom(ctx, name, on, image, capacity)
 	return fs, c.save(rec)
 }
 
