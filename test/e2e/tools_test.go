@@ -26,6 +26,22 @@ func TestQEMU(t *testing.T) {
 		src, back := r.Path("vm.qcow2"), r.Path("back.qcow2")
 		r.Run("qemu-img", "create", "-q", "-f", "qcow2", src, "256M")
 		r.Run("qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 1M 7M", "-c", "write -P 0xa5 100M 13M", "-c", "write -P 1 255M 1M", src)
+		// The README's block: its first line as it is, of its second one what the
+		// drive's options mean, for qemu-io.
+		convert, system, ok := strings.Cut(strings.TrimSpace(readme(t, "qemu")), "\n")
+		if !ok || !strings.HasPrefix(system, "qemu-system-x86_64 ") {
+			t.Fatalf("the README's block: %q, %q", convert, system)
+		}
+		here := strings.NewReplacer("vm.qcow2", src, "/mnt/kvb/disk", image)
+		r.Run("sh", "-ec", here.Replace(convert))
+		r.Run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", src, image)
+		_, drive, _ := strings.Cut(here.Replace(system), "-drive ")
+		options, cache, aio := driveOptions(t, drive)
+		if out := r.Run("qemu-io", "-t", cache, "-i", aio, "--image-opts",
+			"-c", "write -P 0x33 3M 1M", "-c", "read -P 0x33 3M 1M", "-c", "read -P 0xa5 100M 13M", "-c", "write -P 0x5a 3M 1M", options,
+		); strings.Contains(out, "verification failed") {
+			t.Errorf("qemu-io with the README's options:\n%s", out)
+		}
 		r.Run("qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", "-t", "none", src, image)
 		r.Run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", src, image)
 		r.Run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-T", "none", image, back)
@@ -53,6 +69,21 @@ func TestQEMU(t *testing.T) {
 		}
 		m.Umount()
 	})
+}
+
+// driveOptions takes QEMU's -drive apart: what qemu-io takes as --image-opts, -t
+// and -i.
+func driveOptions(t *testing.T, drive string) (options, cache, aio string) {
+	t.Helper()
+	opt := map[string]string{}
+	for _, o := range strings.Split(strings.TrimSpace(drive), ",") {
+		k, v, _ := strings.Cut(o, "=")
+		opt[k] = v
+	}
+	if len(opt) != 4 || opt["file"] == "" || opt["format"] == "" || opt["cache"] == "" || opt["aio"] == "" {
+		t.Fatalf("the README's drive: %q, want file, format, cache, aio", drive)
+	}
+	return "driver=" + opt["format"] + ",file.driver=file,file.filename=" + opt["file"], opt["cache"], opt["aio"]
 }
 
 // TestLosetupByHand: the image takes losetup as any file does.
@@ -113,6 +144,31 @@ func TestQuickStart(t *testing.T) {
 			rig.Eventually(t, 5*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
 			r.Kvbfs("umount", mnt)
 		})
+	}
+}
+
+// TestReadmeIsTested: every block of the README that claims to be tested is, and
+// the lines that other tests run are those that the README prints.
+func TestReadmeIsTested(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(rig.ModuleRoot(t), "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tested := map[string]string{"quickstart": "TestQuickStart", "byhand": "TestQuickStart", "qemu": "TestQEMU"}
+	for _, m := range regexp.MustCompile("<!-- test: (.*?) -->").FindAllStringSubmatch(string(b), -1) {
+		if tested[m[1]] == "" {
+			t.Errorf("no test runs the README's block %q", m[1])
+		}
+		delete(tested, m[1])
+	}
+	for name, test := range tested {
+		t.Errorf("%s runs the README's block %q, which is not there", test, name)
+	}
+	// TestUpRootless runs these.
+	for _, line := range []string{"kvbfs up data --size 1G --rootless --at ~/data", "kvbfs up data --size 1G --rootless --at /mnt/data -- sh -c "} {
+		if !strings.Contains(string(b), line) {
+			t.Errorf("the README no longer has the line that is tested: %s", line)
+		}
 	}
 }
 

@@ -117,6 +117,28 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// TestNoLoop: root with /dev/fuse and without loop devices, as in a container,
+// is told so in one line.
+func TestNoLoop(t *testing.T) {
+	rig.RequireRoot(t)
+	rig.RequireFUSE(t)
+	rig.Require(t, "unshare")
+	r := rig.New(t, time.Minute)
+	res := r.Do(rig.Cmd{Args: []string{"unshare", "-m", "sh", "-c",
+		`mount -t tmpfs none /dev && mknod -m 666 /dev/fuse c 10 229 && mknod -m 666 /dev/null c 1 3 && exec "$@"`, "sh",
+		r.Bin, "up", "v", "--size", "1G", "--at", r.Mkdir("at"), "--store", r.FileStore()}})
+	if res.Code != 1 || !strings.Contains(res.Stderr, "loop") {
+		t.Errorf("up without loop devices: status %d\n%s", res.Code, res.All())
+	}
+	rig.OneLine(t, "up", res.Stderr)
+	if left := r.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if out := r.Kvbfs("volume", "ls", "--json", "--store", r.FileStore()); strings.TrimSpace(out) != "[]" {
+		t.Errorf("an up that failed left a volume: %s", out)
+	}
+}
+
 // TestNoFUSE: without /dev/fuse, one line says what to do about it.
 func TestNoFUSE(t *testing.T) {
 	rig.RequireRoot(t)

@@ -103,6 +103,12 @@ func (m *Memcached) Start() {
 	}
 	log := m.r.Path("memcached.log")
 	m.cmd = m.r.Start(Cmd{Args: append([]string{"memcached"}, m.args...), Log: log})
+	m.r.mu.Lock()
+	if m.r.servers == nil {
+		m.r.servers = map[int]bool{}
+	}
+	m.r.servers[m.PID()] = true
+	m.r.mu.Unlock()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		_, err := m.ask("version")
 		if err == nil {

@@ -63,6 +63,22 @@ func (r *Rig) Daemon(dir string) int {
 	return 0
 }
 
+// OnlyDaemon returns the process id of the one daemon of this rig.
+func (r *Rig) OnlyDaemon() int {
+	r.T.Helper()
+	files, _ := filepath.Glob(filepath.Join(r.RuntimeDir(), "mounts", "*.json"))
+	var m struct {
+		PID int `json:"pid"`
+	}
+	if len(files) != 1 {
+		r.T.Fatalf("%d mounts in the registry, want one", len(files))
+	}
+	if b, err := os.ReadFile(files[0]); err != nil || json.Unmarshal(b, &m) != nil || !Alive(m.PID) {
+		r.T.Fatalf("no living daemon in %s: %s, %v", files[0], b, err)
+	}
+	return m.PID
+}
+
 // PID of the daemon.
 func (m *Mount) PID() int { return m.pid }
 

@@ -45,6 +45,8 @@ type Rig struct {
 	mu    sync.Mutex
 	extra []string // guarded by mu: environment beside the private directories
 	swept bool     // guarded by mu
+
+	servers map[int]bool // guarded by mu: process ids that the test itself started as stores
 }
 
 // New makes a world that is swept at the end of the test, or when limit has

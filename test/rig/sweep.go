@@ -71,7 +71,8 @@ func (r *Rig) takeDown() {
 }
 
 // Leftovers names what still lives in the scratch directory: mounts, loop
-// devices, processes. Empty means that a clean-up was complete.
+// devices, processes other than the test's own servers. Empty means that a
+// clean-up was complete.
 func (r *Rig) Leftovers() []string { return r.LeftoversBelow(r.Dir) }
 
 // LeftoversBelow is Leftovers for one directory of the scratch directory;
@@ -86,7 +87,12 @@ func (r *Rig) LeftoversBelow(dir string) []string {
 	for _, dev := range r.Loops() {
 		left = append(left, "loop device "+dev)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, pid := range r.Processes() {
+		if r.servers[pid] {
+			continue
+		}
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		left = append(left, fmt.Sprintf("process %d: %s", pid, strings.TrimSpace(string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))))
 	}
