@@ -215,11 +215,13 @@ func holdCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// memcachedCmd: memcached SOCKET ARGS... runs a server for the length of the script.
+// memcachedCmd: memcached SOCKET ARGS... runs a server for the length of the script;
+// its process is $MEMCACHED.
 func memcachedCmd(ts *testscript.TestScript, _ bool, args []string) {
 	socket := args[0]
 	cmd := exec.Command("memcached", append([]string{"-u", "root", "-s", socket}, args[1:]...)...)
 	ts.Check(cmd.Start())
+	ts.Setenv("MEMCACHED", strconv.Itoa(cmd.Process.Pid))
 	ts.Defer(func() { cmd.Process.Kill(); cmd.Wait() })
 	for range 500 {
 		if conn, err := net.Dial("unix", socket); err == nil {

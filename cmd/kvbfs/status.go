@@ -90,6 +90,12 @@ func (s mountStatus) print() {
 		return
 	}
 	line("durability", "%s", s.Durability)
+	for _, u := range s.Unreachable {
+		line("NO ANSWER", "%s: requests wait for it (%s)", u.Server, u.Error)
+	}
+	if s.Capacity > 0 {
+		line("used", "%s of %s", stack.FormatSize(s.Used), stack.FormatSize(s.Capacity))
+	}
 	line("requests", "%d served, %d in flight, oldest %v", s.FS.Requests, s.FS.InFlight, time.Duration(s.FS.OldestMS)*time.Millisecond)
 	for _, v := range s.Volumes {
 		if v.Error != "" {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,14 +17,25 @@ import (
 // Status is a daemon's account of itself.
 type Status struct {
 	Mount
-	Version    string           `json:"version"`
-	Durability string           `json:"durability"`
-	Servers    []string         `json:"servers"`
-	Findings   []FindingInfo    `json:"findings"`
-	FS         fusefs.Status    `json:"fs"`
-	Volumes    []OpenVolume     `json:"volumes"` // that are open
-	Devices    []losetup.Device `json:"devices"` // loop devices on images of the mount
-	Draining   string           `json:"draining,omitempty"`
+	Version    string   `json:"version"`
+	Durability string   `json:"durability"`
+	Servers    []string `json:"servers"`
+	// Unreachable are the servers that do not answer now; requests wait for them.
+	Unreachable []ServerTrouble `json:"unreachable"`
+	// Capacity and Used are the store's, in bytes; 0: not known.
+	Capacity int64            `json:"capacity_bytes"`
+	Used     int64            `json:"used_bytes"`
+	Findings []FindingInfo    `json:"findings"`
+	FS       fusefs.Status    `json:"fs"`
+	Volumes  []OpenVolume     `json:"volumes"` // that are open
+	Devices  []losetup.Device `json:"devices"` // loop devices on images of the mount
+	Draining string           `json:"draining,omitempty"`
+}
+
+// ServerTrouble says what is wrong with a server.
+type ServerTrouble struct {
+	Server string `json:"server"`
+	Error  string `json:"error"`
 }
 
 // OpenVolume is a volume that the daemon has open.
@@ -54,19 +66,21 @@ func Findings(list []kvstore.Finding) []FindingInfo {
 	return out
 }
 
-// askOpen bounds the look at one open volume: an open that waits for a dead
-// server may hold what the look needs, and status must answer all the same.
-const askOpen = 500 * time.Millisecond
+// askTime bounds the look at the open volumes and at the servers: an open that
+// waits for a dead server may hold what the look needs, and status must answer
+// all the same.
+const askTime = 500 * time.Millisecond
 
-// status never waits for the store or for a request.
+// status waits for the store for askTime at most, and never for a request.
 func (s *server) status(ctx context.Context) Status {
 	out := Status{
 		Mount: s.mount, Version: s.cfg.Version, Durability: s.stack.Store.Properties().Durability.String(),
 		Servers: s.stack.Store.Servers(), Findings: Findings(s.stack.Findings), FS: s.fs.Status(),
 		Volumes: []OpenVolume{}, Devices: devicesOn(s.mount.Dir), Draining: s.draining(),
 	}
-	ctx, cancel := context.WithTimeout(ctx, askOpen)
+	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
+	servers := s.askServers(ctx)
 	seen := map[string]bool{}
 	for _, o := range out.FS.Opened {
 		if seen[o.Volume] {
@@ -75,7 +89,47 @@ func (s *server) status(ctx context.Context) Status {
 		seen[o.Volume] = true
 		out.Volumes = append(out.Volumes, s.askVolume(ctx, o.Volume))
 	}
+	out.Unreachable = []ServerTrouble{}
+	select {
+	case store := <-servers:
+		out.Unreachable, out.Capacity, out.Used = store.trouble, store.usage.Capacity, store.usage.Used
+	case <-ctx.Done():
+		for _, server := range out.Servers {
+			out.Unreachable = append(out.Unreachable, ServerTrouble{server, "not answering"})
+		}
+	}
 	return out
+}
+
+// storeState is what the servers say of themselves.
+type storeState struct {
+	trouble []ServerTrouble
+	usage   kvstore.Usage
+}
+
+// pingTime is less than askTime, so that one silent server does not hide what the
+// others say.
+const pingTime = askTime * 3 / 5
+
+// askServers asks beside the caller, since a store may take longer than ctx allows.
+func (s *server) askServers(ctx context.Context) <-chan storeState {
+	got := make(chan storeState, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, pingTime)
+		defer cancel()
+		out := storeState{trouble: []ServerTrouble{}}
+		servers := s.stack.Store.Servers()
+		for i, err := range s.stack.Unreachable(ctx) {
+			if err != nil {
+				out.trouble = append(out.trouble, ServerTrouble{servers[i], err.Error()})
+			}
+		}
+		if len(out.trouble) == 0 {
+			out.usage, _ = s.stack.Store.Usage(ctx) // without it the status is still worth telling
+		}
+		got <- out
+	}()
+	return got
 }
 
 func (s *server) askVolume(ctx context.Context, name string) OpenVolume {
@@ -136,6 +190,14 @@ func (s *server) bannerVolumes(line func(name, format string, args ...any)) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	list, err := s.stack.Volumes.List(ctx)
+	only := s.cfg.FS.Only
+	absent := slices.Clone(only)
+	if len(only) > 0 {
+		list = slices.DeleteFunc(list, func(v volume.Info) bool {
+			absent = slices.DeleteFunc(absent, func(name string) bool { return name == v.Name })
+			return !slices.Contains(only, v.Name)
+		})
+	}
 	switch {
 	case err != nil:
 		line("volumes", "not known: %v", err)
@@ -152,7 +214,10 @@ func (s *server) bannerVolumes(line func(name, format string, args ...any)) {
 		}
 		line("volumes", "%s", strings.Join(names, ", "))
 	}
-	if s.cfg.FS.ReadOnly {
+	if err == nil && len(absent) > 0 {
+		line("warning", "--only %s: no such volume", strings.Join(absent, ","))
+	}
+	if s.cfg.FS.ReadOnly || len(only) > 0 {
 		return
 	}
 	line("next", "truncate -s 10G %s/NAME   or   kvbfs volume create NAME --size 10G", s.mount.Dir)

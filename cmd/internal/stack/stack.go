@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
@@ -173,6 +174,22 @@ func (s *Stack) inspect(ctx context.Context, dangerous bool) error {
 	return nil
 }
 
+// Unreachable asks each server for a sign of life and returns the errors of those
+// that give none before ctx ends, in the order of Store.Servers; nil for the others.
+func (s *Stack) Unreachable(ctx context.Context) []error {
+	out := make([]error, len(s.Store.Servers()))
+	var wg sync.WaitGroup
+	for i := range out {
+		wg.Go(func() {
+			if _, err := s.Store.Control().Get(ctx, i, pingRecord); !errors.Is(err, kvstore.ErrAbsent) {
+				out[i] = err
+			}
+		})
+	}
+	wg.Wait()
+	return out
+}
+
 // pingRecord is a control record that never exists.
 const pingRecord = "kvbfs:ping"
 
@@ -198,6 +215,7 @@ func explain(url string, err error) error {
 	switch {
 	case errors.As(err, &refused), errors.Is(err, ErrInput):
 		return err
+	case strings.Contains(err.Error(), "kvbfs pool forget"): // it says itself what to do
 	case errors.Is(err, pool.ErrForgotten), errors.Is(err, kvstore.ErrServerLost):
 		hint = "; its data is gone: if you accept that, `kvbfs pool forget " + url + "` lets it be used anew"
 	case errors.Is(err, pool.ErrOtherServers):
