@@ -8,6 +8,31 @@ import (
 	"syscall"
 )
 
+// user returns whose places are used: our user's, except in a user namespace in
+// which nobody but we exist (unshare -Ur): there root is an ordinary user, root's
+// directories are out of reach, and the user finds what it made outside.
+func user() int {
+	uid := os.Geteuid()
+	if uid != 0 {
+		return uid
+	}
+	m, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return uid
+	}
+	return outerUser(string(m))
+}
+
+// outerUser returns which user root of a namespace with this map is outside, if
+// it is the only one; else 0.
+func outerUser(uidMap string) int {
+	var inside, outside, count int
+	if n, err := fmt.Sscan(uidMap, &inside, &outside, &count); n != 3 || err != nil || inside != 0 || count != 1 {
+		return 0
+	}
+	return outside
+}
+
 // DefaultURL returns the store to use when --store is not given and where that
 // came from ("KVBFS_STORE" or "default"): KVBFS_STORE, else the embedded store
 // file:///var/lib/kvbfs/store as root, below the state directory else.
@@ -15,7 +40,7 @@ func DefaultURL() (url, source string) {
 	if v := os.Getenv("KVBFS_STORE"); v != "" {
 		return v, "KVBFS_STORE"
 	}
-	if os.Geteuid() == 0 {
+	if user() == 0 {
 		return "file:///var/lib/kvbfs/store", "default"
 	}
 	base, err := userStateDir()
@@ -32,12 +57,12 @@ func RuntimeDir() (string, error) {
 	dir := os.Getenv("KVBFS_RUNTIME_DIR")
 	switch {
 	case dir != "":
-	case os.Geteuid() == 0:
+	case user() == 0:
 		dir = "/run/kvbfs"
 	case os.Getenv("XDG_RUNTIME_DIR") != "":
 		dir = filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "kvbfs")
 	default:
-		dir = filepath.Join(os.TempDir(), fmt.Sprintf("kvbfs-%d", os.Geteuid()))
+		dir = filepath.Join(os.TempDir(), fmt.Sprintf("kvbfs-%d", user()))
 	}
 	return private(dir, "KVBFS_RUNTIME_DIR")
 }
@@ -48,7 +73,7 @@ func StateDir() (string, error) {
 	dir := os.Getenv("KVBFS_STATE_DIR")
 	switch {
 	case dir != "":
-	case os.Geteuid() == 0:
+	case user() == 0:
 		dir = "/var/lib/kvbfs/state"
 	default:
 		var err error

@@ -202,3 +202,18 @@ func BenchmarkCanonical(b *testing.B) {
 		}
 	}
 }
+
+func TestOuterUser(t *testing.T) {
+	for uidMap, want := range map[string]int{
+		"         0          0 4294967295\n": 0, // no namespace
+		"         0       1000          1\n": 1000,
+		"         0      65534          1\n": 65534,
+		"0 1000 1\n1 100000 65536\n":         1000, // root of a rootless container
+		"0 100000 65536\n":                   0,    // root of a container with users of its own
+		"":                                   0,
+	} {
+		if got := outerUser(uidMap); got != want {
+			t.Errorf("outerUser(%q) = %d, want %d", uidMap, got, want)
+		}
+	}
+}
