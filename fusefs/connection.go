@@ -38,7 +38,7 @@ func connect(dir string, opt *Options) (*connection, error) {
 	} else {
 		var err error
 		fd, err = mountDirect(dir, opt)
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		if errors.Is(err, errNotPermitted) {
 			fd, err = mountHelper(dir, opt, err)
 		}
 		if err != nil {
@@ -69,6 +69,10 @@ func checkPassed(fd int) error {
 	return nil
 }
 
+// errNotPermitted: mount(2) is not for us, but fusermount3 may do it. It opens
+// /dev/fuse as the user, so who may not open it gets nowhere with it either.
+var errNotPermitted = errors.New("not permitted")
+
 // mountDirect mounts with mount(2): as root, or in a user namespace.
 func mountDirect(dir string, opt *Options) (fd int, err error) {
 	fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -76,7 +80,7 @@ func mountDirect(dir string, opt *Options) (fd int, err error) {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return -1, fmt.Errorf("%w: %w; %s", ErrNoFUSE, err, fuseHelp)
 	case err != nil:
-		return -1, fmt.Errorf("%w: may not be opened: %w; %s", ErrNoFUSE, err, fuseHelp)
+		return -1, fmt.Errorf("%w: it may not be opened: %w; as root: 'chmod 666 /dev/fuse'; in a container add '--device /dev/fuse'", ErrNoFUSE, err)
 	}
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
 	if opt.ReadOnly {
@@ -86,7 +90,7 @@ func mountDirect(dir string, opt *Options) (fd int, err error) {
 	if err := unix.Mount(sourceName(opt), dir, fsType, flags, data); err != nil {
 		unix.Close(fd)
 		if errors.Is(err, unix.EPERM) {
-			return -1, fmt.Errorf("%w: mounting on %s is not permitted (%w): in a container add '--cap-add SYS_ADMIN' (and an AppArmor or seccomp profile that allows mount), or run under 'unshare -Urm'", ErrNoFUSE, dir, err)
+			return -1, fmt.Errorf("mounting on %s: %w (%w): in a container add '--cap-add SYS_ADMIN' (and an AppArmor or seccomp profile that allows mount), or run under 'unshare -Urm'", dir, errNotPermitted, err)
 		}
 		if errors.Is(err, unix.ENODEV) {
 			return -1, fmt.Errorf("%w: the kernel has no FUSE: %w; %s", ErrNoFUSE, err, fuseHelp)
@@ -139,7 +143,7 @@ func mountHelper(dir string, opt *Options, before error) (fd int, err error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		return -1, fmt.Errorf("%w: mounting on %s: %s: %s (mount(2) said: %w)", ErrNoFUSE, dir, bin, firstLine(stderr.String(), err), before)
+		return -1, fmt.Errorf("mounting on %s: %s", dir, strings.TrimPrefix(firstLine(stderr.String(), err), bin+": "))
 	}
 	return receive(int(local.Fd()))
 }

@@ -72,11 +72,8 @@ func fuseDevice() []Finding {
 	case unix.ENOENT:
 		r.add(Fail, "/dev/fuse does not exist", "modprobe fuse; in a container: --device /dev/fuse")
 	case unix.EACCES, unix.EPERM:
-		if setuidHelper() != "" {
-			r.add(OK, "/dev/fuse is not open to you; fusermount3 opens it for you", "")
-		} else {
-			r.add(Fail, "/dev/fuse may not be opened", "install fuse3 (a setuid fusermount3), or chmod 666 /dev/fuse; in a container: --device /dev/fuse")
-		}
+		// A setuid fusermount3 does not help: it opens it as the user.
+		r.add(Fail, "/dev/fuse may not be opened by you: "+err.Error(), "chmod 666 /dev/fuse; in a container: --device /dev/fuse")
 	case unix.ENXIO, unix.ENODEV:
 		r.add(Fail, "/dev/fuse has no driver behind it", "modprobe fuse")
 	default:
