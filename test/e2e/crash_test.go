@@ -75,6 +75,58 @@ func crash(t *testing.T, r *rig.Rig, store, volume string, loop bool) {
 	t.Logf("%d acknowledged writes over %d kills, none lost", led.Acknowledged(), cycles(t))
 }
 
+// TestMachineCrash: a machine that crashes loses the daemon and, with tmpfs, what
+// it kept beside the store. What was flushed before is there; of what was not, each
+// block is old, new or zeros, and none is an error.
+func TestMachineCrash(t *testing.T) {
+	rig.RequireFUSE(t)
+	eachStore(t, 2*time.Minute, 256, func(t *testing.T, r *rig.Rig, store string) {
+		const flushed, more = 1024, 1536
+		r.Create(store, "v", "64M")
+		m := r.Mount(store)
+		f := rig.Direct(t, m.Image("v"))
+		fill(t, f, flushed, 1) // flushes
+		buf := rig.Aligned(rig.BlockSize)
+		for i := int64(flushed / 2); i < more; i++ {
+			rig.Stamp(buf, i, 2)
+			if err := f.WriteAt(buf, i*rig.BlockSize); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Close()
+		m.Kill()
+		r.Run("sh", "-c", `rm -rf "$0"/*`, r.RuntimeDir()) // the reboot
+		m.Mount(store)
+		f = rig.Direct(t, m.Image("v"))
+		want := make([]byte, rig.BlockSize)
+		for i := range int64(more + 64) {
+			if err := f.ReadAt(buf, i*rig.BlockSize); err != nil {
+				t.Fatalf("block %d: %v", i, err)
+			}
+			versions := []uint64{1}
+			switch {
+			case i >= more:
+				versions = []uint64{0}
+			case i >= flushed:
+				versions = []uint64{0, 2}
+			case i >= flushed/2:
+				versions = []uint64{1, 2}
+			}
+			fits := false
+			for _, v := range versions {
+				rig.Stamp(want, i, v)
+				fits = fits || string(buf) == string(want)
+			}
+			if !fits {
+				t.Fatalf("block %d is none of the versions %v", i, versions)
+			}
+		}
+		fill(t, f, 64, 3) // and it can be written to
+		f.Close()
+		m.Umount()
+	})
+}
+
 // TestCrashFileSystem kills the daemon under a mounted ext4: after the journal's
 // replay the file system is clean and has what was synced.
 func TestCrashFileSystem(t *testing.T) {
