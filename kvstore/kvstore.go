@@ -107,6 +107,9 @@ type Op struct {
 	// Fence, if not nil, is checked before each send of a Write or Discard, also
 	// before a retry: once it is closed the result is ErrFenced.
 	Fence *Fence
+	// Vital asks for a Write of a new block that a full store with a reserve takes
+	// it nevertheless, while there is some to spare.
+	Vital bool
 	// Err is the result: nil, or an error that errors.Is finds among the
 	// sentinels of this package.
 	Err error
@@ -251,7 +254,8 @@ type Properties struct {
 	// DiscardExtents: a Discard may cover many blocks in O(extent).
 	DiscardExtents bool
 	// Reserve: on a full store, writes that expect Present or Same, and all
-	// writes of other kinds than KindBlock, still succeed.
+	// writes of other kinds than KindBlock, still succeed; for a while also those
+	// that are Vital.
 	Reserve bool
 	// Shared: daemons on other machines may reach the same data.
 	Shared bool

@@ -3,6 +3,7 @@ package memcached
 import (
 	"context"
 	"fmt"
+	"math/bits"
 	"sync/atomic"
 
 	"github.com/kvbfs/kvbfs/kvstore"
@@ -15,14 +16,19 @@ import (
 // again, because another client was faster, is missing until a discard on this
 // server makes room.
 
-// ballastItems per server: as many overwrites at a time find room of their own.
-const ballastItems = 64
+// ballastItems per server, 1 MiB. ballastKept of them are for overwrites: as many
+// at a time find room of their own. The others are given to vital new blocks.
+const (
+	ballastItems = 256
+	ballastKept  = 64
+)
 
 // ballastZeros is the value of all ballast.
 var ballastZeros [kvstore.BlockSize]byte
 
 // appendBallastKey spells a ballast item's key: 16 bytes, with the colon that no
-// block has, and so in the slab class of the blocks.
+// block has, and so in the slab class of the blocks. The first of the two digits
+// goes beyond '9': up to 'I'.
 func appendBallastKey(b []byte, i int) []byte {
 	b = append(b, "kvbfs:ballast:"...)
 	return append(b, '0'+byte(i/10), '0'+byte(i%10))
@@ -39,32 +45,48 @@ func appendBallastAdd(b []byte, i int) []byte {
 // ballast is what we know of one server's ballast items.
 type ballast struct {
 	next    atomic.Uint32 // rotates, so that concurrent writes take different ones
-	missing atomic.Uint64 // bit i: item i was lost to another client
+	missing missingItems  // lost to another client, or given to a vital block
 }
 
-// pickBallast returns an item that is not known to be missing.
-func (s *server) pickBallast() (int, bool) {
-	missing := s.ballast.missing.Load()
+// missingItems is a set of ballast items.
+type missingItems [ballastItems / 64]atomic.Uint64
+
+// Load returns how many there are.
+func (m *missingItems) Load() (n int) {
+	for i := range m {
+		n += bits.OnesCount64(m[i].Load())
+	}
+	return n
+}
+
+// pickBallast returns an item that is not known to be missing, and leaves keep.
+func (s *server) pickBallast(keep int) (int, bool) {
+	missing := &s.ballast.missing
+	if missing.Load() >= ballastItems-keep {
+		return 0, false
+	}
 	for range ballastItems {
 		i := s.ballast.next.Add(1) % ballastItems
-		if missing&(1<<i) == 0 {
+		if missing[i/64].Load()&(1<<(i%64)) == 0 {
 			return int(i), true
 		}
 	}
 	return 0, false
 }
 
-func (s *server) ballastLost(i int) { s.ballast.missing.Or(1 << i) }
-func (s *server) ballastBack(i int) { s.ballast.missing.And(^(uint64(1) << i)) }
+func (s *server) ballastLost(i int) { s.ballast.missing[i/64].Or(1 << (i % 64)) }
+func (s *server) ballastBack(i int) { s.ballast.missing[i/64].And(^(uint64(1) << (i % 64))) }
 
 // missingBallast returns one item that is missing, and takes its mark away so
 // that only one request brings it back.
 func (s *server) missingBallast() (int, bool) {
-	m := s.ballast.missing.Load()
-	for i := range ballastItems {
-		bit := uint64(1) << i
-		if m&bit != 0 && s.ballast.missing.And(^bit)&bit != 0 {
-			return i, true
+	for w := range s.ballast.missing {
+		word := &s.ballast.missing[w]
+		for m := word.Load(); m != 0; m &= m - 1 {
+			i := bits.TrailingZeros64(m)
+			if bit := uint64(1) << i; word.And(^bit)&bit != 0 {
+				return 64*w + i, true
+			}
 		}
 	}
 	return 0, false

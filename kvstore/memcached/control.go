@@ -215,7 +215,7 @@ func (s *server) fresh(f func() error) error {
 // share the slab class of the blocks, and a lease must be renewable.
 func (s *server) swapWithBallast(ctx context.Context, key string, version uint64, value []byte) error {
 	for range maxBallastTries {
-		i, ok := s.pickBallast()
+		i, ok := s.pickBallast(0)
 		if !ok {
 			return kvstore.ErrFull
 		}

@@ -83,6 +83,24 @@ func TestFullServer(t *testing.T) {
 	want(t, s.Control().Swap(bg(t), 0, "a:lease", rec, make([]byte, 320)), nil)
 	want(t, s.Control().Swap(bg(t), 0, "a:lease", rec, make([]byte, 320)), kvstore.ErrConflict)
 
+	// Vital new blocks take ballast for good, and leave some.
+	vital := uint64(0)
+	for ; ; vital++ {
+		w := write(end+1000+vital, kvstore.Absent, block(vital))
+		w.Vital = true
+		if err := do1(t, ch, w); err != nil {
+			want(t, err, kvstore.ErrFull)
+			break
+		}
+	}
+	if vital < ballastItems/2 || vital > ballastItems-ballastKept {
+		t.Errorf("%d vital blocks fitted a full store with %d ballast items, %d kept", vital, ballastItems, ballastKept)
+	}
+	for n := range uint64(300) {
+		want(t, do1(t, ch, write(n, kvstore.Present, block(n+1))), nil)
+	}
+	wantBlock(t, ch, end+1000, block(0))
+
 	// New pages of the map take ballast for good, until there is none.
 	pages := uint64(0)
 	for ; pages < 2*ballastItems; pages++ {
@@ -93,14 +111,14 @@ func TestFullServer(t *testing.T) {
 			break
 		}
 	}
-	if pages < ballastItems/2 || pages > ballastItems {
+	if pages < ballastKept/2 || pages > ballastItems {
 		t.Errorf("%d pages of the map fitted a full store with %d ballast items", pages, ballastItems)
 	}
 	want(t, do1(t, ch, write(9, kvstore.Present, block(90))), kvstore.ErrFull)
 	wantBlock(t, ch, 9, block(10))
 
 	// Discards bring the ballast back first; then there is room again.
-	for n := uint64(100); n < 400; n += 50 {
+	for n := uint64(100); n < 600; n += 50 {
 		var ops []*kvstore.Op
 		for i := range uint64(50) {
 			ops = append(ops, discard(n+i))
@@ -111,7 +129,7 @@ func TestFullServer(t *testing.T) {
 		}
 	}
 	if m := s.servers[0].ballast.missing.Load(); m != 0 {
-		t.Errorf("ballast still missing: %064b", m)
+		t.Errorf("%d ballast items are still missing", m)
 	}
 	want(t, do1(t, ch, write(9, kvstore.Present, block(91))), nil)
 	want(t, do1(t, ch, write(100, kvstore.Absent, block(1))), nil)

@@ -35,7 +35,7 @@ type request struct {
 	// repeated: an earlier try of this very step may have been executed.
 	repeated bool
 	// ballast is 1 + the number of the ballast item that makes room; 0: none.
-	ballast uint8
+	ballast uint16
 	// part counts the replies of a request with ballast that have arrived.
 	part uint8
 	// tries counts ballast items that did not help.
@@ -77,10 +77,10 @@ func (r *request) joins(o *request) bool {
 	return r.step == o.step && (r.step == stepGet || r.step == stepGets)
 }
 
-// reserved says whether the write may use ballast: overwrites, and all blocks of
-// the map. A new data block may not: it gets ErrFull.
+// reserved says whether the write may use ballast: overwrites, all blocks of the
+// map, and what is vital. Another new data block may not: it gets ErrFull.
 func (r *request) reserved() bool {
-	return r.op.Key.Kind != kvstore.KindBlock || r.step == stepReplace || r.step == stepCas || r.step == stepAnyOver
+	return r.op.Vital || r.op.Key.Kind != kvstore.KindBlock || r.step == stepReplace || r.step == stepCas || r.step == stepAnyOver
 }
 
 // then goes on with another step.
@@ -146,8 +146,8 @@ func (r *request) refusal() error {
 }
 
 // maxBallastTries bounds how many ballast items one write may try: others may
-// snatch the room that each makes.
-const maxBallastTries = 8
+// snatch the room that each makes, or have used it up before we were started.
+const maxBallastTries = 32
 
 // full decides what an out-of-memory reply means. A failed replace, add or cas
 // leaves the old value alone.
@@ -155,12 +155,16 @@ func (r *request) full() (next, error) {
 	if !r.reserved() || r.tries >= maxBallastTries {
 		return nextDone, kvstore.ErrFull
 	}
-	i, ok := r.server.pickBallast()
+	keep := 0
+	if r.op.Key.Kind == kvstore.KindBlock && (r.step == stepAdd || r.step == stepAnyNew) {
+		keep = ballastKept
+	}
+	i, ok := r.server.pickBallast(keep)
 	if !ok {
 		return nextDone, kvstore.ErrFull
 	}
 	r.tries++
-	r.ballast = uint8(i) + 1
+	r.ballast = uint16(i) + 1
 	return nextAgain, nil
 }
 

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"hash/maphash"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,10 +21,56 @@ import (
 // volume was opened, which costs nothing for what is there. A discard drops the
 // block and the promise with it.
 
+// A journal that goes on is not enough: what it holds must get to its place. A
+// new block of a directory, say, is written into the journal first, and the file
+// system does not survive that its place cannot be written afterwards. So the
+// contents that went through the provisioned range, either way, are remembered,
+// and a new block of such a content is vital: a full store takes it from its
+// reserve. What users write does not go through a journal, and gets ErrFull.
+
 // provisioned is the set of blocks that were asked for. The zero value is empty.
 type provisioned struct {
 	mu      sync.Mutex               // of those who change it
 	extents atomic.Pointer[[]extent] // sorted, apart from each other; never changed in place
+	// contents are set before extents are.
+	contents atomic.Pointer[contents]
+}
+
+// contents remembers hashes of blocks. Each has two places; a third content of
+// both drives one out. 256 KiB: the blocks of a journal of 128 MiB.
+type contents [1 << 15]atomic.Uint64
+
+var contentSeed = maphash.MakeSeed()
+
+func places(h uint64) (a, b uint64) { return h >> 1 & (1<<15 - 1), h >> 16 & (1<<15 - 1) }
+
+// note remembers the content of a block that is read or written, if the block is
+// in the set.
+func (p *provisioned) note(lba uint64, data []byte) {
+	if p.extents.Load() == nil || !p.has(lba) {
+		return
+	}
+	c := p.contents.Load()
+	h := maphash.Bytes(contentSeed, data) | 1 // 0: none
+	a, b := places(h)
+	switch old := c[a].Load(); {
+	case old == h || c[b].Load() == h:
+	case old == 0 || (c[b].Load() != 0 && h>>63 == 0):
+		c[a].Store(h)
+	default:
+		c[b].Store(h)
+	}
+}
+
+// noted says whether the content of a block was noted lately.
+func (p *provisioned) noted(data []byte) bool {
+	c := p.contents.Load()
+	if c == nil {
+		return false
+	}
+	h := maphash.Bytes(contentSeed, data) | 1
+	a, b := places(h)
+	return c[a].Load() == h || c[b].Load() == h
 }
 
 // maxProvisioned bounds the list. What comes after it is provisioned, but gets no
@@ -52,6 +99,9 @@ func (p *provisioned) has(lba uint64) bool {
 func (p *provisioned) add(first, count uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.contents.Load() == nil {
+		p.contents.Store(new(contents))
+	}
 	var old []extent
 	if list := p.extents.Load(); list != nil {
 		old = *list

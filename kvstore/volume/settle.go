@@ -14,6 +14,8 @@ func (w *Worker) settleRead(ctx context.Context, s *slot, err error) {
 	case err == nil:
 		if s.buf != nil {
 			copy(s.data, s.buf[s.from:s.to])
+		} else if s.job.m != nil {
+			v.provisioned.note(s.lba, s.data) // a journal that is replayed
 		}
 		w.done(s, nil)
 	case errors.Is(err, kvstore.ErrAbsent):
@@ -70,6 +72,9 @@ func (w *Worker) settleStore(ctx context.Context, s *slot, err error) {
 	case errors.Is(err, kvstore.ErrExists):
 		// A leftover of a crash or of a discard whose deletion is still to come.
 		s.op.Expect = kvstore.Present
+		w.tryAgain(s)
+	case errors.Is(err, kvstore.ErrFull) && !s.vital && s.job.vol.provisioned.noted(s.op.Data):
+		s.vital = true // its journal has it already
 		w.tryAgain(s)
 	default:
 		if outcomeUnknown(err) && !m.present(s.lba) {

@@ -21,6 +21,7 @@ type slot struct {
 	// known is the present bit as it was when the claim was taken.
 	known bool
 	again bool // the second try of a read
+	vital bool // a write that a full store is asked to take nevertheless
 	tries uint8
 	// lead is the slot whose extended discard covers this block too.
 	lead *slot
@@ -96,6 +97,9 @@ func (w *Worker) admitPart(ctx context.Context, j *job, p part) {
 			j.fail(err)
 			return
 		}
+	}
+	if m != nil && j.req.Kind == Write && p.whole() {
+		v.provisioned.note(p.lba, data)
 	}
 	n := len(w.free) - 1
 	s := w.free[n]
@@ -237,6 +241,7 @@ func (w *Worker) operate(s *slot) {
 		s.op.Code = kvstore.Read
 	case phaseStore:
 		s.op.Code, s.op.Expect, s.op.Fence = kvstore.Write, w.set.expect(expect), v.fence.Load()
+		s.op.Vital = s.vital
 	case phaseDrop:
 		s.op.Code, s.op.Count, s.op.Fence, s.op.Data = kvstore.Discard, 1, v.fence.Load(), nil
 	}
