@@ -150,8 +150,9 @@ func (v *Volume) Allocated() int64 {
 func (v *Volume) Writable() bool { return v.writable.Load() }
 
 // SetTimeout bounds how long a request waits for a server that does not answer:
-// 0, the default, waits for ever. It may change at any time; requests that wait
-// already keep what they began with.
+// 0, the default, waits for ever. It may change at any time, also for requests
+// that wait already. Requests that a worker serves together and that began with
+// the same timeout wait for the longest one of their volumes.
 func (v *Volume) SetTimeout(d time.Duration) { v.timeout.Store(int64(max(0, d))) }
 
 // waitLease waits until writes may go on.

@@ -3,7 +3,8 @@ package volume
 import (
 	"context"
 	"errors"
-	"time"
+	"maps"
+	"slices"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -27,6 +28,8 @@ type Worker struct {
 	jobs  []job
 	njobs int
 	turn  int // the job that admits first
+
+	patience *patience
 
 	slots   []slot
 	free    []*slot
@@ -54,7 +57,7 @@ func (s *Set) Worker(ctx context.Context) (*Worker, error) {
 		return nil, err
 	}
 	w := &Worker{
-		set: s, id: s.owner(), ch: ch,
+		set: s, id: s.owner(), ch: ch, patience: new(patience),
 		jobs:   make([]job, MaxRequests),
 		slots:  make([]slot, kvstore.MaxBatch),
 		free:   make([]*slot, 0, kvstore.MaxBatch),
@@ -91,11 +94,11 @@ func (w *Worker) Do(ctx context.Context, reqs []*Request) {
 		}
 		limit = t
 	}
-	w.doWithin(ctx, time.Duration(limit), reqs)
+	w.serve(ctx, reqs)
 }
 
 // doGroups serves requests of volumes with different timeouts, one timeout after
-// the other.
+// the other: the shortest first, and last what waits for ever.
 func (w *Worker) doGroups(ctx context.Context, reqs []*Request) {
 	groups := make(map[int64][]*Request)
 	for _, r := range reqs {
@@ -105,17 +108,19 @@ func (w *Worker) doGroups(ctx context.Context, reqs []*Request) {
 		}
 		groups[t] = append(groups[t], r)
 	}
-	for t, group := range groups {
-		w.doWithin(ctx, time.Duration(t), group)
+	for _, t := range slices.Sorted(maps.Keys(groups)) {
+		if t != 0 {
+			w.serve(ctx, groups[t])
+		}
 	}
+	w.serve(ctx, groups[0])
 }
 
-func (w *Worker) doWithin(ctx context.Context, limit time.Duration, reqs []*Request) {
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
+// serve serves requests that wait equally long.
+func (w *Worker) serve(parent context.Context, reqs []*Request) {
+	ctx := w.patience
+	ctx.start(parent, reqs)
+	defer func() { w.patience = ctx.stop() }()
 	for _, r := range reqs {
 		w.begin(ctx, r)
 	}
