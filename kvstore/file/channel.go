@@ -46,6 +46,12 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 			i++
 			continue
 		}
+		// Once for a run, which has one fence: it costs a system call.
+		if op.Code != kvstore.Read && !op.Fence.Passes() {
+			op.Err = kvstore.ErrFenced
+			i++
+			continue
+		}
 		if op.Code == kvstore.Discard {
 			op.Err = c.discard(op)
 			i++
@@ -122,7 +128,7 @@ func (c *channel) ready(ctx context.Context, n int) error {
 	return nil
 }
 
-// check says whether an operation keeps to the contract and may be done now.
+// check says whether an operation keeps to the contract.
 func check(op *kvstore.Op) error {
 	switch op.Code {
 	case kvstore.Read:
@@ -148,8 +154,6 @@ func check(op *kvstore.Op) error {
 		return kvstore.ErrInvalid
 	case op.Key.Kind != kvstore.KindBlock:
 		return kvstore.ErrUnsupported // presence is the file's own, so there is no map
-	case op.Code != kvstore.Read && !op.Fence.Passes():
-		return kvstore.ErrFenced
 	}
 	return nil
 }
@@ -162,7 +166,7 @@ func runLength(ops []*kvstore.Op) int {
 	for n < len(ops) {
 		op := ops[n]
 		if op.Code != first.Code || op.Key.Layer != first.Key.Layer ||
-			op.Key.Number != first.Key.Number+uint64(n) || check(op) != nil {
+			op.Key.Number != first.Key.Number+uint64(n) || op.Fence != first.Fence || check(op) != nil {
 			break
 		}
 		n++

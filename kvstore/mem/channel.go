@@ -26,16 +26,17 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 		all = ended(ctx)
 	}
 	c.store.counters.batches.Add(1)
+	var passed *kvstore.Fence // looked at once for a batch: it costs a system call
 	for _, op := range ops {
 		op.Err = all
 		if all == nil {
-			op.Err = c.one(op)
+			op.Err = c.one(op, &passed)
 		}
 	}
 }
 
 // one executes an operation.
-func (c *channel) one(op *kvstore.Op) error {
+func (c *channel) one(op *kvstore.Op, passed **kvstore.Fence) error {
 	if err := check(op); err != nil {
 		return err
 	}
@@ -43,8 +44,11 @@ func (c *channel) one(op *kvstore.Op) error {
 	if n < 0 || n >= len(c.store.servers) {
 		return kvstore.ErrInvalid
 	}
-	if op.Code != kvstore.Read && !op.Fence.Passes() {
-		return kvstore.ErrFenced
+	if op.Code != kvstore.Read && op.Fence != *passed {
+		if !op.Fence.Passes() {
+			return kvstore.ErrFenced
+		}
+		*passed = op.Fence
 	}
 	if !c.proven[n] {
 		if err := c.store.checkSentinel(c.place, n); err != nil {
