@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
@@ -249,8 +250,7 @@ func TestStuckLaneIsRelieved(t *testing.T) {
 
 // Everything at once: each call must get its own result, exactly once.
 func TestDispatchStress(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := storetest.Seed(t.Logf)
 	var rounds atomic.Uint64
 	d, _ := fakeDispatcher(t, 2, func(reqs []*volume.Request) {
 		for _, r := range reqs {

@@ -16,6 +16,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 	"golang.org/x/sys/unix"
 )
 
@@ -118,8 +119,7 @@ func createScenario(dir string, _ []string) error {
 // goroutines that own a part each.
 func ioScenario(dir string, _ []string) error {
 	path := filepath.Join(dir, testVolume)
-	seed := uint64(time.Now().UnixNano())
-	fmt.Println("seed", seed)
+	seed := storetest.Seed(func(format string, args ...any) { fmt.Printf(format+"\n", args...) })
 	const parts, part = 4, 256 << 10
 	var wg sync.WaitGroup
 	errs := make([]error, parts+1)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -190,8 +191,7 @@ func TestExpectations(t *testing.T) {
 func TestBatchesAgainstModel(t *testing.T) {
 	eachRig(t, func(t *testing.T, s *Store, _ []*memcachedtest.Server) {
 		const blocks = 300
-		seed := rand.Uint64()
-		t.Logf("seed %d", seed)
+		seed := storetest.Seed(t.Logf)
 		rnd := rand.New(rand.NewPCG(seed, 0))
 		ch := channelOf(t, s)
 		model := map[uint64][]byte{}

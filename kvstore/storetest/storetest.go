@@ -158,15 +158,23 @@ func newBench(t testing.TB, open Opener, need Case) *bench {
 
 var lastSeed atomic.Uint64
 
-// chooseSeed takes KVBFS_SEED or a random one, and logs it.
+// chooseSeed is Seed that is logged once for all cases of a suite.
 func chooseSeed(t testing.TB) uint64 {
+	return Seed(func(format string, args ...any) {
+		if _, timed := t.(*testing.B); !timed && lastSeed.Swap(args[0].(uint64)) != args[0] {
+			t.Logf(format, args...)
+		}
+	})
+}
+
+// Seed returns the seed of a test's random choices, and logs it: KVBFS_SEED if
+// that is set, to run a test again as it was, else a random one.
+func Seed(logf func(format string, args ...any)) uint64 {
 	seed, err := strconv.ParseUint(os.Getenv("KVBFS_SEED"), 10, 64)
 	if err != nil {
 		seed = rand.Uint64()
 	}
-	if _, timed := t.(*testing.B); !timed && lastSeed.Swap(seed) != seed {
-		t.Logf("KVBFS_SEED=%d", seed)
-	}
+	logf("KVBFS_SEED=%d", seed)
 	return seed
 }
 

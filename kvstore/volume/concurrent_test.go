@@ -7,9 +7,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // inParallel runs f in n goroutines with a worker each.
@@ -34,8 +34,7 @@ func (r *rig) inParallel(n int, f func(i int, w *Worker)) {
 func TestVersions(t *testing.T) {
 	eachStore(t, func(t *testing.T, r *rig) {
 		const blocks, workers, rounds = 64, 4, 150
-		seed := uint64(time.Now().UnixNano())
-		t.Log("seed", seed)
+		seed := storetest.Seed(t.Logf)
 		r.create("v", blocks*kvstore.BlockSize)
 		v := r.open("v")
 		var begun, acked [blocks]atomic.Uint64

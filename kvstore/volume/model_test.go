@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // modelTime bounds one run of the model.
@@ -16,8 +17,7 @@ const modelTime = time.Second
 func TestModel(t *testing.T) {
 	for _, kind := range stores {
 		t.Run(kind, func(t *testing.T) {
-			seed := uint64(time.Now().UnixNano())
-			t.Log("seed", seed)
+			seed := storetest.Seed(t.Logf)
 			steps := 2000
 			if testing.Short() {
 				steps = 60

@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 func TestParseSize(t *testing.T) {
@@ -39,8 +41,7 @@ func TestFormatSize(t *testing.T) {
 
 // What is a whole number of its unit comes back as it was.
 func TestSizeRoundTrip(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := storetest.Seed(t.Logf)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 2000 {
 		n := r.Int64N(1023) + 1
