@@ -58,6 +58,46 @@ func TestParallel(t *testing.T) {
 	m.Umount()
 }
 
+// TestConnections: --workers and --connections say how many connections there
+// are, each of which carries data.
+func TestConnections(t *testing.T) {
+	rig.RequireFUSE(t)
+	r := rig.New(t, time.Minute)
+	srv := r.MemcachedTCP(128)
+	r.Create(srv.URL(), "v", "64M")
+	count := func(args ...string) int64 {
+		m := r.Mount(srv.URL(), args...)
+		f := rig.Direct(t, m.Image("v"))
+		fill(t, f, 64, 1)
+		for range 20 {
+			var wg sync.WaitGroup
+			for i := range int64(64) {
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					got, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
+					if err := f.ReadAt(got, i*rig.BlockSize); err != nil {
+						t.Error(err)
+					} else if rig.Stamp(want, i, 1); string(got) != string(want) {
+						t.Errorf("block %d is not what was written", i)
+					}
+				}()
+			}
+			wg.Wait()
+		}
+		n := srv.Stat("curr_connections")
+		f.Close()
+		m.Umount()
+		return n
+	}
+	few := count("--workers=1", "--connections=1")
+	many := count("--workers=1", "--connections=8")
+	t.Logf("connections at the server: %d with one per worker, %d with eight", few, many)
+	if many < few+7 {
+		t.Errorf("--connections=8 makes %d connections, --connections=1 makes %d", many, few)
+	}
+}
+
 func together(t *testing.T, f *rig.File, n int, apart int64) time.Duration {
 	var wg sync.WaitGroup
 	begin := time.Now()

@@ -4,10 +4,12 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -118,10 +120,38 @@ func TestAppear(t *testing.T) {
 		if err != nil || len(names) == 0 {
 			t.Errorf("readdir: %v, %v", names, err)
 		}
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(m.Dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		all, free := int64(st.Blocks)*st.Bsize, int64(st.Bavail)*st.Bsize
+		t.Logf("the pool has %s, %s of it free", rig.Size(all), rig.Size(free))
+		if st.Bsize != rig.BlockSize || free <= 0 || free > all {
+			t.Errorf("statfs: %+v", st)
+		}
+		if strings.HasPrefix(store, "memcached") && (all < 96<<20 || all > 128<<20) {
+			t.Errorf("a memcached of 128 MiB is shown with %s", rig.Size(all))
+		}
 		stats, err := os.ReadFile(m.Image(".stats"))
 		if err != nil || len(stats) == 0 {
 			t.Errorf(".stats: %q, %v", stats, err)
 		}
+		flushes := func() int64 {
+			var s struct {
+				Operations map[string]struct{ Requests int64 }
+			}
+			b, err := os.ReadFile(m.Image(".stats"))
+			if err != nil || json.Unmarshal(b, &s) != nil {
+				t.Fatalf(".stats: %q, %v", b, err)
+			}
+			return s.Operations["flush"].Requests
+		}
+		f := rig.Direct(t, m.Image("late"))
+		before := flushes()
+		if err := f.Sync(); err != nil || flushes() != before+1 {
+			t.Errorf("after an fsync (%v) .stats counts %d flushes, %d before", err, flushes(), before)
+		}
+		f.Close()
 		if err := os.WriteFile(m.Image(".stats"), []byte("x"), 0o600); err == nil {
 			t.Error(".stats was written")
 		}

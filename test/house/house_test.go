@@ -211,7 +211,8 @@ func TestNoPanicUnwritten(t *testing.T) {
 	}
 }
 
-// TestNamedTestsExist: docs/semantics.md names the test that shows each statement.
+// TestNamedTestsExist: docs/semantics.md and docs/testing.md name the test that
+// shows each statement.
 func TestNamedTestsExist(t *testing.T) {
 	exist := map[string]bool{}
 	for _, s := range sources(t) {
@@ -222,17 +223,19 @@ func TestNamedTestsExist(t *testing.T) {
 			}
 		}
 	}
-	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "semantics.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := regexp.MustCompile("`([a-z0-9]+\\.Test[A-Za-z0-9]+)`").FindAllStringSubmatch(string(text), -1)
-	if len(named) < 20 {
-		t.Fatalf("docs/semantics.md names only %d tests", len(named))
-	}
-	for _, n := range named {
-		if !exist[n[1]] {
-			t.Errorf("docs/semantics.md names %s, which does not exist", n[1])
+	for _, doc := range []string{"semantics.md", "testing.md"} {
+		text, err := os.ReadFile(filepath.Join("..", "..", "docs", doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := regexp.MustCompile("`([a-z0-9]+\\.Test[A-Za-z0-9]+)`").FindAllStringSubmatch(string(text), -1)
+		if len(named) < 20 {
+			t.Fatalf("docs/%s names only %d tests", doc, len(named))
+		}
+		for _, n := range named {
+			if !exist[n[1]] {
+				t.Errorf("docs/%s names %s, which does not exist", doc, n[1])
+			}
 		}
 	}
 }
