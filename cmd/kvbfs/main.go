@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -35,6 +36,7 @@ type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Show all of it in a scratch place, and clean up."`
 	Status  statusCmd  `cmd:"" help:"Who is mounted where, and how it is doing."`
 	Doctor  doctorCmd  `cmd:"" help:"Look for what is missing or dangerous, with the fix for each."`
+	Unmount unmountCmd `cmd:"" hidden:"" name:"unmount-child"`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
@@ -88,7 +90,11 @@ func run(args []string) (status int) {
 	ctx, release := interruptible()
 	defer release()
 	if err := k.Run(&globals{ctx: ctx, release: release}); err != nil {
-		if !errors.Is(err, errSaid) {
+		switch {
+		case errors.Is(err, errSaid):
+		case err.Error() == context.Canceled.Error():
+			fmt.Fprintln(os.Stderr, "kvbfs: interrupted")
+		default:
 			fmt.Fprintln(os.Stderr, "kvbfs:", err)
 		}
 		return exitStatus(err)
@@ -126,8 +132,12 @@ func exitStatus(err error) int {
 	return exitFailure
 }
 
-// interruptible returns a context that ends at the first SIGINT or SIGTERM; the
-// second one ends the process at once.
+// sameWish is how soon after a signal another one is still the same wish: what
+// signals a process and its whole group (timeout, supervisors) sends two.
+const sameWish = 500 * time.Millisecond
+
+// interruptible returns a context that ends at the first SIGINT or SIGTERM; a
+// second wish ends the process at once.
 func interruptible() (context.Context, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
@@ -135,13 +145,17 @@ func interruptible() (context.Context, func()) {
 	stop := make(chan struct{})
 	released := false
 	go func() {
-		for range 2 {
+		var first time.Time
+		for {
 			select {
 			case <-signals:
-				if ctx.Err() != nil {
+				if ctx.Err() == nil {
+					first = time.Now()
+					cancel()
+				} else if time.Since(first) > sameWish {
+					fmt.Fprintln(os.Stderr, "kvbfs: interrupted again: ended before everything was cleaned up")
 					os.Exit(exitInterrupted)
 				}
-				cancel()
 			case <-stop:
 				return
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 	"testing"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
@@ -65,5 +66,21 @@ func TestChildArgsHoldWhatWasGiven(t *testing.T) {
 	want := "[mount -f --ready-fd=3 --transport=dev --connections=2 --only=a,b --read-only -- -m]"
 	if got != want {
 		t.Errorf("childArgs:\n%s\nwant\n%s", got, want)
+	}
+}
+
+// A supervisor signals a process and its group: the second signal must not cut
+// the clean-up short.
+func TestTwoSignalsAtOnceAreOneWish(t *testing.T) {
+	ctx, release := interruptible()
+	defer release()
+	for range 2 {
+		if err := syscall.Kill(syscall.Getpid(), syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		<-ctx.Done() // the second one finds it so; this process would end
+	}
+	if removed := removalInterrupted("v"); exitStatus(removed) != exitInterrupted {
+		t.Errorf("exit status %d of %v", exitStatus(removed), removed)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -105,7 +106,7 @@ func (c *volumeRmCmd) Run(g *globals) error {
 		err = v.Remove(g.ctx, c.Name, show.update)
 		show.end()
 		if err != nil && g.ctx.Err() != nil {
-			return fmt.Errorf("interrupted; the same command goes on with it: %w", err)
+			return removalInterrupted(c.Name)
 		}
 		if err == nil {
 			fmt.Printf("%s: removed\n", c.Name)
@@ -169,3 +170,12 @@ func (c *volumeSetCmd) Run(g *globals) error {
 	}
 	return daemon.Remote{Mount: m}.SetTimeout(g.ctx, c.Name, *c.IOTimeout)
 }
+
+// removalInterrupted is a context.Canceled for people; it holds the volume's name.
+type removalInterrupted string
+
+func (r removalInterrupted) Error() string {
+	return "interrupted: " + string(r) + " may be removed in part; the same command goes on with it"
+}
+
+func (removalInterrupted) Is(target error) bool { return target == context.Canceled }

@@ -260,6 +260,26 @@ func TestDownRefusesWhileInUse(t *testing.T) {
 	}
 }
 
+func TestDownSaysWhatItWaitsFor(t *testing.T) {
+	f := newFake()
+	c, req := start(t, f)
+	if _, err := c.Up(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	f.silent = []string{"host:11211"}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Down(ctx, req.Name, ""); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "kvbfs down vol") {
+		t.Errorf("an interrupted Down: %v, want one that says how to go on", err)
+	}
+	if _, err := c.Down(t.Context(), req.Name, ""); err != nil {
+		t.Error(err)
+	}
+	if len(f.said) != 1 || !strings.Contains(f.said[0], "host:11211") || !strings.Contains(f.said[0], "umount --force "+c.privateDir(testStore)) {
+		t.Errorf("it told %q", f.said)
+	}
+}
+
 func TestAMountIsSharedAndStoppedByTheLast(t *testing.T) {
 	f := newFake()
 	c, one := start(t, f)

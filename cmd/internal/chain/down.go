@@ -18,6 +18,11 @@ import (
 // something uses the file system, Down says who and changes nothing. If the
 // volume is not up, Result.Already is true. It may be called again at any time.
 func (c *Chain) Down(ctx context.Context, name, at string) (res Result, err error) {
+	defer func() {
+		if errors.Is(err, context.Canceled) {
+			err = downInterrupted(name)
+		}
+	}()
 	if err := checkName(name); err != nil {
 		return res, err
 	}
@@ -101,6 +106,7 @@ func (c *Chain) byHand(name string) (*record, error) {
 
 // takeDown takes away the links that live, from the top.
 func (c *Chain) takeDown(ctx context.Context, f *found, rec *record, res *Result) error {
+	c.tellSilent(ctx, rec)
 	if f.device != nil {
 		res.Device = f.device.Path
 		if err := c.free(f.device.Path, rec.At, f.points(f.device.Path)); err != nil {

@@ -38,6 +38,7 @@ type fake struct {
 	after   bool // it fails after it had its effect
 	cancel  context.CancelFunc
 	said    []string
+	silent  []string
 	held    int
 	// provisions is the answer of the store to provisioning.
 	provisions  error
@@ -182,6 +183,8 @@ func (f *fake) Mount(_ context.Context, device, at string, fs filesystem) error 
 		return nil
 	})
 }
+
+func (f *fake) Silent(context.Context, string) []string { return f.silent }
 
 func (f *fake) Unmount(_ context.Context, at string, lazy bool) error {
 	return f.op(func() error {

@@ -54,6 +54,8 @@ type system interface {
 	// once and away when its last user is gone.
 	Mount(ctx context.Context, device, at string, fs filesystem) error
 	Unmount(ctx context.Context, at string, lazy bool) error
+	// Silent are the servers of the mount on dir that do not answer now.
+	Silent(ctx context.Context, dir string) []string
 
 	// Hold sets the descriptor of a lock that children inherit, and returns the one
 	// before; -1 for none.
@@ -240,25 +242,6 @@ func (m *machine) Mount(ctx context.Context, device, at string, fs filesystem) e
 		return fmt.Errorf("this kernel does not know %s: try `modprobe %s`", fs.name, fs.name)
 	case err != nil:
 		return fmt.Errorf("mount %s on %s: %w (see `dmesg`)", device, at, err)
-	}
-	return nil
-}
-
-func (m *machine) Unmount(ctx context.Context, at string, lazy bool) error {
-	flags := unix.UMOUNT_NOFOLLOW
-	if lazy {
-		flags |= unix.MNT_DETACH
-	}
-	err := unix.Unmount(at, flags)
-	if errors.Is(err, unix.EPERM) {
-		args := []string{"-u", at}
-		if lazy {
-			args = []string{"-u", "-z", at}
-		}
-		return m.Tool(ctx, "fusermount3", args...)
-	}
-	if err != nil {
-		return fmt.Errorf("unmount %s: %w", at, err)
 	}
 	return nil
 }
