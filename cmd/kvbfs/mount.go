@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -60,7 +61,7 @@ func (c *mountCmd) run(g *globals, reporter *daemon.Reporter) error {
 		// The parent did this already, and a child must not look twice: what it finds
 		// then may be its own.
 		var err error
-		if c.Dir, err = mountPoint(c.Dir); err != nil {
+		if c.Dir, err = mountPoint(g.ctx, c.Dir); err != nil {
 			return err
 		}
 	}
@@ -189,7 +190,7 @@ func logOf(f *os.File) string {
 
 // mountPoint checks a directory that is to be mounted on, and returns its
 // canonical path.
-func mountPoint(dir string) (string, error) {
+func mountPoint(ctx context.Context, dir string) (string, error) {
 	if dir == "" {
 		return "", usagef("the directory to mount on is empty: name one") // else it were the current one
 	}
@@ -199,6 +200,13 @@ func mountPoint(dir string) (string, error) {
 	}
 	// First the lists, which do not touch what may be mounted there.
 	if m, ok := daemon.FindDir(abs); ok {
+		if _, mounted := daemon.FUSEMount(abs); !mounted {
+			// Unmounted a moment ago: its daemon stores what is left.
+			if daemon.WaitGone(ctx, m, leaveTime) {
+				return mountPoint(ctx, dir)
+			}
+			return "", fmt.Errorf("%s is unmounted, but process %d still stores what is left to %s: try again later", abs, m.PID, m.Store)
+		}
 		return "", fmt.Errorf("%s is mounted already: process %d serves %s there", abs, m.PID, m.Store)
 	}
 	if m, ok := daemon.MountAt(abs); ok {
