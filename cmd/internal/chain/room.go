@@ -11,7 +11,8 @@ import (
 
 // A store that is full takes overwrites and refuses what is new. A journal that
 // was never written is new, so a fresh file system would not survive the first
-// full store: Up gives its journal, and some metadata, a place beforehand.
+// full store: Up gives its journal a place beforehand. What goes through it gets
+// its place from the store's reserve (kvstore/volume, provision.go).
 //
 // The room this takes is bounded by shares of the store, and the journal is made
 // smaller than mkfs would if the store is small.
@@ -20,14 +21,11 @@ const (
 
 	// Of the store's capacity.
 	ext4JournalShare = 32
-	xfsLogShare      = 16
-	metadataShare    = 64
-	// A journal that is there already is left alone if it takes more than this.
-	mostShare = 8
+	// A journal that takes more is left alone: one that is there already, or the log
+	// of XFS, which mkfs.xfs never makes smaller than 64 MiB.
+	mostShare = 6
 
 	ext4JournalMin, ext4JournalMax = 4 * mib, 128 * mib
-	xfsLogMin, xfsLogDefault       = 16 * mib, 64 * mib
-	metadataMax                    = 16 * mib
 )
 
 // journals says whether makeRoom knows a file system.
@@ -56,20 +54,14 @@ func journalOptions(name string, size, capacity int64, user []string) []string {
 			return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(arg, w) })
 		})
 	}
-	switch {
-	case capacity == 0:
-	case name == "ext4" && !said("-J", "journal"):
-		want := min(max(capacity/ext4JournalShare, ext4JournalMin), ext4JournalMax) / mib * mib
-		if want < ext4DefaultJournal(size) {
-			return []string{"-J", fmt.Sprintf("size=%d", want/mib)}
-		}
-	case name == "xfs" && !said("-l"):
-		want := max(capacity/xfsLogShare, xfsLogMin) / mib * mib
-		if want < xfsLogDefault {
-			return []string{"-l", fmt.Sprintf("size=%dm", want/mib)}
-		}
+	if capacity == 0 || name != "ext4" || said("-J", "journal") {
+		return nil
 	}
-	return nil
+	want := min(max(capacity/ext4JournalShare, ext4JournalMin), ext4JournalMax) / mib
+	if want*mib >= ext4DefaultJournal(size) {
+		return nil
+	}
+	return []string{"-J", fmt.Sprintf("size=%d", want)}
 }
 
 // ext4DefaultJournal is what mke2fs gives a file system of size bytes in blocks of
@@ -87,30 +79,24 @@ func ext4DefaultJournal(size int64) int64 {
 	return 1024 * mib
 }
 
-// makeRoom provisions the journal and metadata of a file system that is not
-// mounted yet. What is there already costs nothing, so it is done each time. It
-// never fails: without it only a full store is dangerous.
+// makeRoom provisions the journal of a file system that is not mounted yet. What
+// is there already costs nothing, so it is done each time. It never fails: without
+// it only a full store is dangerous.
 func (c *Chain) makeRoom(ctx context.Context, name, on, image string, capacity int64) {
 	if capacity == 0 || ctx.Err() != nil {
 		return
 	}
-	budget := min(capacity/metadataShare, metadataMax)
-	l, err := layoutOf(name, budget, func(off int64, n int) ([]byte, error) { return c.sys.ReadAt(ctx, on, off, n) })
-	if err == nil && l.journalSize() > capacity/mostShare {
-		err = fmt.Errorf("it takes %s, and the store has %s only", formatSize(l.journalSize()), formatSize(capacity))
-	}
-	if err == nil {
-		if len(l.journal) > 0 {
-			c.Progress("reserving %s of the store for the journal", formatSize(l.journalSize()))
-		}
-		err = c.sys.Provision(ctx, image, l.journal...)
-	}
-	if err == nil {
-		if err = c.sys.Provision(ctx, image, l.metadata...); errors.Is(err, syscall.ENOSPC) {
-			err = nil // the journal has its room; this was a gift
-		}
+	journal, err := journalOf(name, func(off int64, n int) ([]byte, error) { return c.sys.ReadAt(ctx, on, off, n) })
+	size := total(journal)
+	switch {
+	case err != nil:
+	case size > capacity/mostShare:
+		err = fmt.Errorf("it takes %s of a store of %s", formatSize(size), formatSize(capacity))
+	case size > 0:
+		c.Progress("reserving %s of the store for the journal", formatSize(size))
+		err = c.sys.Provision(ctx, image, journal...)
 	}
 	if err != nil && ctx.Err() == nil {
-		c.Notice("the journal of %s has no reserved room: the file system may go read-only when the store is full (%v)", image, err)
+		c.Notice("no room is reserved for the journal: the file system may shut down when the store is full (%v)", err)
 	}
 }
