@@ -4,7 +4,9 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +69,49 @@ func TestLostKey(t *testing.T) {
 	}
 	if err := f.ReadAt(buf, lost*rig.BlockSize); err != nil || string(buf) != string(want) {
 		t.Errorf("the block that was written anew: %v", err)
+	}
+	f.Close()
+	m.Umount()
+}
+
+// TestTampered: a block whose bytes changed in the store, and one that is another
+// block's, are EIO and never given out.
+func TestTampered(t *testing.T) {
+	rig.RequireFUSE(t)
+	r := rig.New(t, time.Minute)
+	srv := r.Memcached(128)
+	r.Create(srv.URL(), "v", "64M")
+	m := r.Mount(srv.URL())
+	f := rig.Direct(t, m.Image("v"))
+	fill(t, f, 8, 1)
+	data := make([]byte, rig.BlockSize)
+	put := func(from, to int64, change bool) {
+		t.Helper()
+		source, target := r.Where(srv.URL(), "v", from*rig.BlockSize), r.Where(srv.URL(), "v", to*rig.BlockSize)
+		fields := strings.Fields(srv.Ask("get " + source.Key)[0]) // VALUE key flags length
+		rig.Stamp(data, from, 1)
+		if change {
+			data[1000] ^= 1
+		}
+		if got := srv.Ask(fmt.Sprintf("set %s %s 0 %d\r\n%s", target.Key, fields[2], len(data), data)); got[0] != "STORED" {
+			t.Fatalf("set: %q", got)
+		}
+	}
+	put(3, 3, true)  // one bit
+	put(4, 5, false) // a block that is whole, in the wrong place
+	put(6, 6, false) // put back as it was: the method is sound
+	buf, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
+	for i := range int64(8) {
+		err := f.ReadAt(buf, i*rig.BlockSize)
+		if i == 3 || i == 5 {
+			if !errors.Is(err, unix.EIO) {
+				t.Errorf("block %d was tampered with: %v, want EIO", i, err)
+			}
+			continue
+		}
+		if rig.Stamp(want, i, 1); err != nil || string(buf) != string(want) {
+			t.Errorf("block %d: %v", i, err)
+		}
 	}
 	f.Close()
 	m.Umount()
