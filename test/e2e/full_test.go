@@ -3,9 +3,11 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,10 +15,153 @@ import (
 	"github.com/kvbfs/kvbfs/test/rig"
 )
 
-// TestFull fills a small memcached through ext4: the writer is told that there
-// is no space, what was there stays, the journal lives, and removing files and
-// trimming makes room again.
+// TestFull is a user who does not think of it: `up` on a memcached that is
+// smaller than the volume. Writers are told that there is no space, what was
+// there stays, the file system lives and can still be worked with, and removing
+// files and trimming makes room again.
 func TestFull(t *testing.T) {
+	rig.RequireLoop(t)
+	rig.Require(t, "fstrim")
+	for _, c := range []struct {
+		fs   string
+		mb   int // of the server: the log of XFS takes 64
+		size string
+	}{{"ext4", 128, "10G"}, {"xfs", 448, "2G"}} {
+		t.Run(c.fs, func(t *testing.T) {
+			rig.Require(t, "mkfs."+c.fs)
+			r := rig.New(t, 4*time.Minute)
+			srv := r.Memcached(c.mb)
+			f := &full{Rig: r, srv: srv, fs: c.fs, dir: r.Path("at")}
+			out := r.Run(r.Bin, "up", "disk", "--store", srv.URL(), "--size", c.size, "--fs", c.fs, "--at", f.dir, "--json")
+			if err := json.Unmarshal([]byte(out), &f.up); err != nil || f.up.Device == "" {
+				t.Fatalf("up --json printed %q (%v)", out, err)
+			}
+			r.Run("cp", "-a", goroot(t, r)+"/src/fmt", filepath.Join(f.dir, "old"))
+			r.Run("sync", "-f", f.dir)
+			f.want = rig.ReadTree(t, filepath.Join(f.dir, "old"))
+			for round := range 2 {
+				f.fill(c.mb)
+				f.work(round)
+				f.makeRoom()
+			}
+			f.end()
+		})
+	}
+}
+
+// full is the world of TestFull.
+type full struct {
+	*rig.Rig
+	srv     *rig.Memcached
+	fs, dir string
+	up      struct {
+		Dir    string `json:"dir"`
+		Device string `json:"device"`
+	}
+	want rig.Manifest
+}
+
+// fill writes more than fits, through the page cache and directly.
+func (f *full) fill(mb int) {
+	t := f.T
+	t.Helper()
+	for _, how := range [][]string{{"conv=fsync"}, {"oflag=direct"}} {
+		args := append([]string{"dd", "if=/dev/urandom", "of=" + filepath.Join(f.dir, "big-"+how[0]), "bs=1M", fmt.Sprint("count=", mb)}, how...)
+		if res := f.Try(args...); res.Code == 0 || !strings.Contains(res.Stderr, "No space left on device") {
+			t.Fatalf("%s of %d MiB: status %d, want ENOSPC\n%s", how[0], mb, res.Code, res.Stderr)
+		}
+	}
+	// The first one after an error of the page cache may be told of it.
+	if res := f.Try("sync", "-f", f.dir); res.Code != 0 && !strings.Contains(res.Stderr, "No space left on device") {
+		t.Fatalf("sync: %s", res.Stderr)
+	}
+}
+
+// work does what needs no space for data, more than the journal has room for.
+func (f *full) work(round int) {
+	t := f.T
+	t.Helper()
+	dir := filepath.Join(f.dir, fmt.Sprint("made when full", round))
+	f.Run("mkdir", dir)
+	for i := range 300 {
+		name := filepath.Join(dir, fmt.Sprintf("%d-%s", i, strings.Repeat("n", 100)))
+		if err := os.WriteFile(name, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if i%3 == 0 {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%10 == 0 {
+			f.Run("sync", "-f", f.dir)
+		}
+	}
+	f.Run("sync", "-f", f.dir)
+	f.writable()
+	f.check()
+}
+
+// writable says that the file system did not give up.
+func (f *full) writable() {
+	t := f.T
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if w := strings.Fields(line); w[1] == f.dir {
+			opts := strings.Split(w[3], ",")
+			if opts[0] != "rw" || slices.Contains(opts, "emergency_ro") || slices.Contains(opts, "shutdown") {
+				t.Fatalf("mounted %s", w[3])
+			}
+			return
+		}
+	}
+	t.Fatalf("%s is not mounted", f.dir)
+}
+
+// check reads the old data from the store.
+func (f *full) check() {
+	f.T.Helper()
+	f.Run("sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
+	rig.SameTree(f.T, f.want, rig.ReadTree(f.T, filepath.Join(f.dir, "old")))
+}
+
+// makeRoom removes the big files, and writes again.
+func (f *full) makeRoom() {
+	t := f.T
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(f.dir, "big-*"))
+	if err != nil || len(files) != 2 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	before := f.srv.Stat("curr_items")
+	f.Run(append([]string{"rm"}, files...)...)
+	f.Run("sync", "-f", f.dir)
+	f.Run("fstrim", f.dir)
+	rig.Eventually(t, 30*time.Second, "trimming frees items", func() bool { return f.srv.Stat("curr_items") < before/2 })
+	for _, how := range []string{"oflag=direct", "conv=fsync"} {
+		f.Run("dd", "if=/dev/urandom", "of="+filepath.Join(f.dir, "again"), "bs=1M", "count=20", how)
+	}
+	f.Run("rm", filepath.Join(f.dir, "again"))
+	f.writable()
+}
+
+func (f *full) end() {
+	f.T.Helper()
+	f.UmountFS(f.dir)
+	f.Fsck(f.fs, f.up.Device)
+	f.dir = f.MountFS(f.up.Device, f.fs)
+	f.check()
+	f.UmountFS(f.dir)
+	f.Run(f.Bin, "down", "disk")
+}
+
+// TestFullByHand is the same without `up`: a file system that was made and
+// mounted by hand, and has been in use for a while.
+func TestFullByHand(t *testing.T) {
 	rig.RequireLoop(t)
 	rig.Require(t, "fstrim")
 	r := rig.New(t, 3*time.Minute)
@@ -27,7 +172,7 @@ func TestFull(t *testing.T) {
 	r.Run("mkfs.ext4", "-q", "-F", "-J", "size=4", "-m", "0", dev)
 	dir := r.MountFS(dev, "ext4")
 	r.Run("cp", "-a", goroot(t, r)+"/src/fmt", filepath.Join(dir, "old"))
-	// The file's extents are there before the store is full, and the journal was
+	// Nothing reserved room here. The file's extents are there before the store is full, and the journal was
 	// once round: afterwards both are overwrites, as in any file system with a past.
 	// (A journal that was never once round needs new blocks, and ext4 gives up
 	// when it cannot have them.)
