@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/fusefs"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
@@ -108,11 +110,30 @@ func (c *volumeRmCmd) Run(g *globals) error {
 		if err != nil && g.ctx.Err() != nil {
 			return removalInterrupted(c.Name)
 		}
+		if errors.Is(err, volume.ErrInUse) {
+			return c.inUse(err)
+		}
 		if err == nil {
 			fmt.Printf("%s: removed\n", c.Name)
 		}
 		return err
 	})
+}
+
+// inUse names who uses the volume, as far as that is seen from here.
+func (c *volumeRmCmd) inUse(err error) error {
+	url, urlErr := stack.Canonical(c.Store)
+	if urlErr != nil {
+		return err
+	}
+	var users []string
+	for _, m := range daemon.FindStore(url) {
+		users = append(users, fusefs.Users(filepath.Join(m.Dir, c.Name))...)
+	}
+	if len(users) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w by %s: nothing was removed", err, strings.Join(users, ", "))
 }
 
 // confirm asks on a terminal; a script says --yes.

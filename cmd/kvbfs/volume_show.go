@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
+	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
 type volumeLsCmd struct {
@@ -119,6 +121,9 @@ func (c *volumeWhereCmd) Run(g *globals) error {
 	}
 	return c.on(g, c.Name, true, func(v daemon.Volumes) error {
 		p, err := v.Where(g.ctx, c.Name, off)
+		if errors.Is(err, volume.ErrOutside) {
+			return fmt.Errorf("%s of %s: %w", c.Offset, c.Name, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -139,7 +144,11 @@ func parseOffset(s string) (int64, error) {
 		}
 		return n, nil
 	}
-	return stack.ParseSize(s)
+	n, err := stack.ParseSize(s)
+	if err != nil {
+		return 0, usagef("bad offset %q: write 4096, 10G or 0x1000", s)
+	}
+	return n, nil
 }
 
 func printPlace(p daemon.PlaceInfo) {
