@@ -20,7 +20,7 @@ const fsType = "fuse." + fsSubtype
 func passedFD(dir string) int {
 	num, ok := strings.CutPrefix(dir, "/dev/fd/")
 	n, err := strconv.Atoi(num)
-	if !ok || err != nil || n <= 0 {
+	if !ok || err != nil || n < 0 {
 		return -1
 	}
 	return n

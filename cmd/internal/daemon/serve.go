@@ -161,6 +161,9 @@ func (s *server) start(ctx context.Context) (err error) {
 		s.entry.release()
 		return err
 	}
+	if dir := s.fs.Dir(); dir != opt.Dir {
+		s.mount.Dir = dir // of a connection that was passed: where it is mounted
+	}
 	return nil
 }
 

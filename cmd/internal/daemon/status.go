@@ -220,6 +220,10 @@ func (s *server) bannerVolumes(line func(name, format string, args ...any)) {
 	if s.cfg.FS.ReadOnly || len(only) > 0 {
 		return
 	}
+	if strings.HasPrefix(s.mount.Dir, "/proc/") { // a connection whose mount is not to be seen from here
+		line("next", "kvbfs volume create NAME --size 10G")
+		return
+	}
 	line("next", "truncate -s 10G %s/NAME   or   kvbfs volume create NAME --size 10G", s.mount.Dir)
 }
 
