@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/losetup"
 )
 
 // FUSE is a FUSE mount as the kernel lists it.
@@ -23,44 +25,25 @@ type FUSE struct {
 
 // MountAt returns what is mounted on dir, which must be canonical, by the kernel's
 // list: it does not touch the mount.
-func MountAt(dir string) (m FUSE, ok bool) {
-	for _, e := range mountList() {
-		if e.Dir == dir { // the last one that is listed is on top
-			m, ok = e, true
-		}
+func MountAt(dir string) (FUSE, bool) {
+	m, ok := losetup.MountAt(losetup.MountTable(), dir)
+	if !ok {
+		return FUSE{}, false
 	}
-	return m, ok
+	out := FUSE{Dir: m.Point, Type: m.Type, Source: m.Source}
+	if _, minor, found := strings.Cut(m.Device, ":"); found && m.FUSE() {
+		out.Connection = "/sys/fs/fuse/connections/" + minor
+	}
+	return out, true
 }
 
 // KVBFSMounts lists the mount points of kvbfs, served or not.
 func KVBFSMounts() []string {
 	var out []string
-	for _, e := range mountList() {
-		if e.Type == "fuse.kvbfs" {
-			out = append(out, e.Dir)
+	for _, m := range losetup.MountTable() {
+		if m.Type == "fuse.kvbfs" {
+			out = append(out, m.Point)
 		}
-	}
-	return out
-}
-
-func mountList() []FUSE {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil
-	}
-	var out []FUSE
-	for line := range strings.Lines(string(data)) {
-		// 36 35 98:0 /root /mnt/point options optional... - type source superoptions
-		left, right, ok := strings.Cut(line, " - ")
-		l, r := strings.Fields(left), strings.Fields(right)
-		if !ok || len(l) < 5 || len(r) < 2 {
-			continue
-		}
-		m := FUSE{Dir: unescape(l[4]), Type: r[0], Source: unescape(r[1])}
-		if _, minor, found := strings.Cut(l[2], ":"); found && strings.HasPrefix(m.Type, "fuse") {
-			m.Connection = "/sys/fs/fuse/connections/" + minor
-		}
-		out = append(out, m)
 	}
 	return out
 }
@@ -69,11 +52,6 @@ func mountList() []FUSE {
 func FUSEMount(dir string) (FUSE, bool) {
 	m, ok := MountAt(dir)
 	return m, ok && strings.HasPrefix(m.Type, "fuse") && m.Type != "fusectl"
-}
-
-// unescape undoes the kernel's octal escapes of space, tab, newline, backslash.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
 // Dead says whether nobody serves the mount any more. A served one that hangs is

@@ -183,9 +183,3 @@ func TestCanonicalFollowsLinksOfParentsOnly(t *testing.T) {
 		t.Error("a parent that does not exist was taken")
 	}
 }
-
-func TestUnescape(t *testing.T) {
-	if got := unescape(`/mnt/a\040b\134c`); got != `/mnt/a b\c` {
-		t.Errorf("%q", got)
-	}
-}
