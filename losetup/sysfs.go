@@ -67,6 +67,9 @@ func attached(number int) bool {
 // sysfs only and never touches the backing files.
 func List() ([]Device, error) {
 	entries, err := os.ReadDir(sysBlock)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: there is no %s: is sysfs mounted on /sys?", ErrNoLoop, sysBlock)
+	}
 	if err != nil {
 		return nil, err
 	}

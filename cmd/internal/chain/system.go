@@ -85,9 +85,16 @@ func (m *machine) Hold(fd int) int {
 
 func (m *machine) Daemons() ([]daemon.Mount, error)   { return daemon.Mounts() }
 func (m *machine) Table() []losetup.Mount             { return losetup.MountTable() }
-func (m *machine) Devices() ([]losetup.Device, error) { return losetup.List() }
 func (m *machine) DeviceUsers(device string) []string { return losetup.Users(device) }
 func (m *machine) TreeUsers(dir string) []string      { return fusefs.Users(dir) }
+
+func (m *machine) Devices() ([]losetup.Device, error) {
+	list, err := losetup.List()
+	if errors.Is(err, losetup.ErrNoLoop) {
+		return nil, nil // without root nobody needs them; Attach says why it cannot
+	}
+	return list, err
+}
 
 func (m *machine) Attach(ctx context.Context, image string) (losetup.Device, bool, error) {
 	return losetup.Attach(ctx, image, losetup.Options{Warn: func(msg string) { fmt.Fprintln(os.Stderr, "kvbfs: warning:", msg) }})
