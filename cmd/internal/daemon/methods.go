@@ -3,10 +3,12 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
 )
 
 // Params of the methods. status takes none and gives a Status; list takes none
@@ -87,7 +89,8 @@ func volumeMethods(v Volumes, resized func(volume string), setTimeout func(volum
 			return v.Where(ctx, p.Name, p.Offset)
 		}),
 		"set": bind(func(ctx context.Context, p SetParams, _ func(Progress)) (any, error) {
-			if _, err := v.Info(ctx, p.Name); err != nil {
+			// Other errors are ignored: it is most wanted while a server does not answer.
+			if _, err := v.Info(ctx, p.Name); errors.Is(err, pool.ErrNoVolume) {
 				return nil, err
 			}
 			setTimeout(p.Name, time.Duration(p.IOTimeout)*time.Millisecond)
