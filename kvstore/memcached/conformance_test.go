@@ -12,7 +12,7 @@ import (
 func TestConformance(t *testing.T) {
 	t.Run("unix", func(t *testing.T) { conformance(t) })
 	t.Run("tcp", func(t *testing.T) {
-		if testing.Short() {
+		if testing.Short() || storetest.RaceEnabled {
 			t.Skip("the same over TCP takes some more seconds")
 		}
 		conformance(t, memcachedtest.TCP())

@@ -37,30 +37,33 @@ func (l *logbook) count(part string) (n int) {
 }
 
 func TestPausedServerIsWaitedFor(t *testing.T) {
-	for _, opts := range [][]memcachedtest.Option{nil, {memcachedtest.TCP()}} {
-		server := memcachedtest.Start(t, opts...)
-		var book logbook
-		s := open(t, Config{Log: book.log, TryTimeout: 300 * time.Millisecond}, server)
-		ch := channelOf(t, s)
-		want(t, do1(t, ch, write(1, kvstore.Any, block(1))), nil)
-		server.Pause()
-		done := make(chan error)
-		go func() {
-			w := write(1, kvstore.Present, block(2))
-			ch.Do(bg(t), []*kvstore.Op{w})
-			done <- w.Err
-		}()
-		select {
-		case err := <-done:
-			t.Fatalf("ended while the server was stopped: %v", err)
-		case <-time.After(1500 * time.Millisecond):
-		}
-		server.Resume()
-		want(t, <-done, nil)
-		wantBlock(t, ch, 1, block(2))
-		if book.count("does not answer") != 1 || book.count("answers again") != 1 {
-			t.Errorf("log of the outage: %q", book.lines)
-		}
+	for name, opts := range map[string][]memcachedtest.Option{"unix": nil, "tcp": {memcachedtest.TCP()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := memcachedtest.Start(t, opts...)
+			var book logbook
+			s := open(t, Config{Log: book.log, TryTimeout: 300 * time.Millisecond}, server)
+			ch := channelOf(t, s)
+			want(t, do1(t, ch, write(1, kvstore.Any, block(1))), nil)
+			server.Pause()
+			done := make(chan error)
+			go func() {
+				w := write(1, kvstore.Present, block(2))
+				ch.Do(bg(t), []*kvstore.Op{w})
+				done <- w.Err
+			}()
+			select {
+			case err := <-done:
+				t.Fatalf("ended while the server was stopped: %v", err)
+			case <-time.After(1500 * time.Millisecond):
+			}
+			server.Resume()
+			want(t, <-done, nil)
+			wantBlock(t, ch, 1, block(2))
+			if book.count("does not answer") != 1 || book.count("answers again") != 1 {
+				t.Errorf("log of the outage: %q", book.lines)
+			}
+		})
 	}
 }
 

@@ -2,4 +2,5 @@
 
 package storetest
 
-const raceEnabled = false
+// RaceEnabled is described in race.go.
+const RaceEnabled = false

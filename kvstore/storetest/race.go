@@ -2,4 +2,6 @@
 
 package storetest
 
-const raceEnabled = true
+// RaceEnabled says whether the test was built with -race: it then takes several
+// times as long, and allocates.
+const RaceEnabled = true

@@ -12,7 +12,7 @@ func (b *bench) allocations() {
 	if b.rig.Allocates != "" {
 		b.t.Skip(b.rig.Allocates)
 	}
-	if raceEnabled {
+	if RaceEnabled {
 		b.t.Skip("the race detector allocates")
 	}
 	ch := b.channel()

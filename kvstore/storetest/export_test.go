@@ -1,4 +1,0 @@
-package storetest
-
-// RaceEnabled lets the tests know which checks the suite leaves out.
-const RaceEnabled = raceEnabled
