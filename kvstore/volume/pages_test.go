@@ -84,41 +84,6 @@ func TestPresence(t *testing.T) {
 	}
 }
 
-// FuzzUnaligned compares split with bytes that are counted one by one.
-func FuzzUnaligned(f *testing.F) {
-	f.Add(uint32(0), uint16(4096))
-	f.Add(uint32(1000), uint16(100))
-	f.Add(uint32(4095), uint16(4098))
-	f.Add(uint32(4096), uint16(8193))
-	f.Add(uint32(10), uint16(4086))
-	f.Fuzz(func(t *testing.T, off32 uint32, n16 uint16) {
-		off, n := int64(off32), int64(n16)
-		if n == 0 {
-			return
-		}
-		p := split(off, n)
-		at, whole, partial := int64(0), uint64(0), uint64(0)
-		for i := range p.blocks() {
-			b := p.block(i)
-			if b.at != at || int64(b.lba)*kvstore.BlockSize+int64(b.from) != off+at || b.to <= b.from || b.to > kvstore.BlockSize {
-				t.Fatalf("split(%d, %d) block %d: %+v", off, n, i, b)
-			}
-			if b.whole() {
-				whole++
-			} else {
-				if p.edge(partial) != b {
-					t.Fatalf("edge %d is %+v, want %+v", partial, p.edge(partial), b)
-				}
-				partial++
-			}
-			at += int64(b.to - b.from)
-		}
-		if at != n || whole != p.count || partial != p.edges() {
-			t.Fatalf("split(%d, %d) covers %d bytes in %d whole and %d partial blocks: %+v", off, n, at, whole, partial, p)
-		}
-	})
-}
-
 func TestZero(t *testing.T) {
 	b := make([]byte, 4096)
 	for _, n := range []int{0, 1, 63, 64, 100, 4096} {
