@@ -417,7 +417,9 @@ func (c *conn) drop(why error) {
 	}
 	c.server.trouble(c.troubled, why)
 	c.retryAt = now.Add(backoff(c.failures))
-	c.failures++
+	if c.failures++; c.failures >= resolveAfter {
+		c.server.resolveAgain()
+	}
 }
 
 // disconnect closes the socket and forgets what was received. haunted: the

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
 )
@@ -233,4 +235,15 @@ func TestFenceClosesDuringOutage(t *testing.T) {
 	server.Restart()
 	want(t, <-done, kvstore.ErrFenced)
 	want(t, do1(t, ch, read(1)), kvstore.ErrAbsent)
+}
+
+// TestNameMoves: a server whose name leads to another address is found there.
+func TestNameMoves(t *testing.T) {
+	server := memcachedtest.Start(t, memcachedtest.TCP())
+	s := open(t, Config{}, server)
+	// As if the name had led elsewhere when the store was opened: nobody listens
+	// on port 1.
+	var old unix.Sockaddr = &unix.SockaddrInet4{Port: 1, Addr: [4]byte{127, 0, 0, 1}}
+	s.servers[0].sockaddr.Store(&old)
+	want(t, do1(t, channelOf(t, s), write(1, kvstore.Any, block(1))), nil)
 }

@@ -118,6 +118,7 @@ type server struct {
 	sentinelValue []byte
 
 	sockaddr atomic.Pointer[unix.Sockaddr] // nil until resolved
+	resolved atomic.Int64                  // when resolveAgain began last, nanoseconds
 
 	// written says that a change was ever acknowledged here: from then on each
 	// flush asks for the sentinel. Not only after new writes: a server that was

@@ -63,6 +63,30 @@ func resolve(ctx context.Context, network, addr string) (unix.Sockaddr, error) {
 	return nil, fmt.Errorf("%s has no address", host)
 }
 
+// A name is looked up again after so many dials in a row that led to nothing, and
+// not more often than this. Only the address changes: the sentinel still proves
+// who is there.
+const (
+	resolveAfter = 4
+	resolvePause = 5 * time.Second
+)
+
+// resolveAgain begins to look up the server's name, unless that was done lately.
+func (s *server) resolveAgain() {
+	now := time.Now().UnixNano()
+	last := s.resolved.Load()
+	if s.network == "unix" || now-last < int64(resolvePause) || !s.resolved.CompareAndSwap(last, now) {
+		return
+	}
+	s.help(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, resolvePause)
+		defer cancel()
+		if sa, err := resolve(ctx, s.network, s.addr); err == nil {
+			s.sockaddr.Store(&sa)
+		}
+	})
+}
+
 // dial begins a connection without waiting for it. done says that it stands
 // already (unix sockets).
 func dial(sa unix.Sockaddr) (fd int, done bool, err error) {
