@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,16 +35,17 @@ func TestFull(t *testing.T) {
 			r := rig.New(t, 4*time.Minute)
 			srv := r.Memcached(c.mb)
 			f := &full{Rig: r, srv: srv, fs: c.fs, dir: r.Path("at")}
-			out := r.Run(r.Bin, "up", "disk", "--store", srv.URL(), "--size", c.size, "--fs", c.fs, "--at", f.dir, "--json")
-			if err := json.Unmarshal([]byte(out), &f.up); err != nil || f.up.Device == "" {
-				t.Fatalf("up --json printed %q (%v)", out, err)
-			}
+			f.start("--size", c.size, "--fs", c.fs)
 			r.Run("cp", "-a", goroot(t, r)+"/src/fmt", filepath.Join(f.dir, "old"))
 			r.Run("sync", "-f", f.dir)
 			f.want = rig.ReadTree(t, filepath.Join(f.dir, "old"))
 			for round := range 2 {
 				f.fill(c.mb)
 				f.work(round)
+				// XFS cannot replay its log onto a full store: its mount fails with ENOSPC.
+				if round == 1 && c.fs == "ext4" {
+					f.crash()
+				}
 				f.makeRoom()
 			}
 			f.end()
@@ -61,6 +63,15 @@ type full struct {
 		Device string `json:"device"`
 	}
 	want rig.Manifest
+}
+
+// start runs up.
+func (f *full) start(args ...string) {
+	f.T.Helper()
+	out := f.Run(append([]string{f.Bin, "up", "disk", "--store", f.srv.URL(), "--at", f.dir, "--json"}, args...)...)
+	if err := json.Unmarshal([]byte(out), &f.up); err != nil || f.up.Device == "" {
+		f.T.Fatalf("up --json printed %q (%v)", out, err)
+	}
 }
 
 // fill writes more than fits, through the page cache and directly.
@@ -102,6 +113,26 @@ func (f *full) work(round int) {
 	f.log(dir)
 	f.writable()
 	f.check()
+}
+
+// crash kills the daemon while the journal holds what has no place yet: it is
+// replayed on the full store.
+func (f *full) crash() {
+	t := f.T
+	t.Helper()
+	for i := range 8 {
+		f.Run("mkdir", filepath.Join(f.dir, fmt.Sprint("in the journal only", i)))
+	}
+	f.Run("sync", "-f", f.dir)
+	if err := syscall.Kill(f.Daemon(f.up.Dir), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	f.writable()
+	f.check()
+	if dirs, err := filepath.Glob(filepath.Join(f.dir, "in the journal only*")); len(dirs) != 8 || err != nil {
+		t.Fatalf("after a crash there are %v, %v", dirs, err)
+	}
 }
 
 // log makes the journal go round: 1000 small transactions.
