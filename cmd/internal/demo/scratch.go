@@ -210,25 +210,18 @@ func (s *scratch) fusermount(ctx context.Context, args ...string) error {
 	return err
 }
 
-// kvbfsKind is the type of our own mounts in mountinfo.
+// kvbfsKind is the type of our own mounts in the mount table.
 const kvbfsKind = "fuse.kvbfs"
 
 type mountEntry struct{ dir, kind string }
 
 // mounts lists the mounts in the scratch, innermost first.
 func (s *scratch) mounts() []mountEntry {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil
-	}
 	var ms []mountEntry
-	for line := range strings.Lines(string(data)) {
-		left, right, ok := strings.Cut(line, " - ")
-		f, g := strings.Fields(left), strings.Fields(right)
-		if !ok || len(f) < 5 || len(g) < 1 || !strings.HasPrefix(f[4], s.dir+"/") {
-			continue
+	for _, m := range losetup.MountTable() {
+		if strings.HasPrefix(m.Point, s.dir+"/") {
+			ms = append(ms, mountEntry{m.Point, m.Type})
 		}
-		ms = append(ms, mountEntry{f[4], g[0]})
 	}
 	sort.SliceStable(ms, func(i, j int) bool { return len(ms[i].dir) > len(ms[j].dir) })
 	return ms
