@@ -112,7 +112,7 @@ func (sv *server) write(op *kvstore.Op) error {
 			return kvstore.ErrConflict
 		}
 	}
-	if !sv.room(op.Key.Kind, ok) {
+	if !sv.room(op, ok) {
 		return kvstore.ErrFull
 	}
 	if !ok {
@@ -126,8 +126,8 @@ func (sv *server) write(op *kvstore.Op) error {
 }
 
 // room says whether a write may be stored, and counts it if it is a new block.
-func (sv *server) room(kind kvstore.Kind, overwrite bool) bool {
-	reserved := sv.reserve && (overwrite || kind != kvstore.KindBlock)
+func (sv *server) room(op *kvstore.Op, overwrite bool) bool {
+	reserved := sv.reserve && (overwrite || op.Vital || op.Key.Kind != kvstore.KindBlock)
 	if overwrite {
 		return reserved || sv.capacity == 0 || sv.blocks.Load() < sv.capacity
 	}

@@ -66,6 +66,45 @@ func TestProvisionedBlocksAreOverwrittenWhenFull(t *testing.T) {
 	must(t, v.Close(ctx))
 }
 
+// A full store takes a new block if its content went through provisioned blocks,
+// in this life of the volume or, read again, in an earlier one.
+func TestJournalledContentIsVital(t *testing.T) {
+	const bs = kvstore.BlockSize
+	r := newRigOn(t, "", mem.New(mem.Config{CapacityBlocks: 100, Reserve: true}))
+	r.create("a", 16<<20)
+	v := r.open("a")
+	must(t, r.do(Request{Kind: Provision, Vol: v, N: 8 * bs}))
+	r.write(v, 0, pattern(8*bs, 1))
+	write := func(lba int64, data []byte) error {
+		return r.do(Request{Kind: Write, Vol: v, Off: lba * bs, Data: data})
+	}
+	var err error
+	for lba := int64(1000); err == nil; lba++ {
+		err = write(lba, pattern(bs, byte(lba)|128))
+	}
+	if !errors.Is(err, kvstore.ErrFull) {
+		t.Fatal(err)
+	}
+	must(t, write(100, pattern(8*bs, 1)))
+	if err := write(200, pattern(bs, 3)); !errors.Is(err, kvstore.ErrFull) {
+		t.Fatal("what was in no journal:", err)
+	}
+	must(t, r.do(Request{Kind: Write, Vol: v, Off: 300*bs + 100, Data: make([]byte, bs)})) // zeros over holes
+	r.flush(v)
+	must(t, v.Close(ctx))
+	v = r.open("a")
+	must(t, r.do(Request{Kind: Provision, Vol: v, N: 8 * bs}))
+	if err := write(400, pattern(8*bs, 1)); !errors.Is(err, kvstore.ErrFull) {
+		t.Fatal("before it was read:", err)
+	}
+	r.read(v, 0, 8*bs)
+	must(t, write(400, pattern(8*bs, 1)))
+	if got := r.read(v, 400*bs, 8*bs); !bytes.Equal(got, pattern(8*bs, 1)) {
+		t.Fatal(firstDiff(got, pattern(8*bs, 1)))
+	}
+	must(t, v.Close(ctx))
+}
+
 func TestProvisionRefused(t *testing.T) {
 	eachStore(t, func(t *testing.T, r *rig) {
 		r.create("a", 1<<20)

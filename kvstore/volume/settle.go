@@ -73,7 +73,7 @@ func (w *Worker) settleStore(ctx context.Context, s *slot, err error) {
 		// A leftover of a crash or of a discard whose deletion is still to come.
 		s.op.Expect = kvstore.Present
 		w.tryAgain(s)
-	case errors.Is(err, kvstore.ErrFull) && !s.vital && s.job.vol.provisioned.noted(s.op.Data):
+	case errors.Is(err, kvstore.ErrFull) && !s.vital && s.job.req.Kind == Write && s.job.vol.provisioned.noted(s.op.Data):
 		s.vital = true // its journal has it already
 		w.tryAgain(s)
 	default:
