@@ -44,7 +44,11 @@ func TestDangerousServer(t *testing.T) {
 				r.Create(srv.URL(), "v", "1M") // seen only once a block is there
 			}
 			res := r.TryKvbfs("doctor", srv.URL())
-			t.Logf("doctor: status %d\n%s", res.Code, res.Stdout)
+			defer func(out string) {
+				if t.Failed() {
+					t.Logf("doctor said:\n%s", out)
+				}
+			}(res.Stdout)
 			if want := map[bool]int{true: 1, false: 0}[c.refused]; res.Code != want {
 				t.Errorf("doctor: status %d, want %d", res.Code, want)
 			}

@@ -118,6 +118,8 @@ func (r *Rig) Env() []string {
 		marker+"="+r.Dir,
 		"KVBFS_STATE_DIR="+r.StateDir(),
 		"KVBFS_RUNTIME_DIR="+r.RuntimeDir(),
+		// Where a binary with the race detector says what it found; see complaints.
+		"GORACE=log_path="+r.Path("race"),
 		"NO_COLOR=1", "LC_ALL=C.UTF-8")
 	return append(env, r.extra...)
 }

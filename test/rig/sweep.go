@@ -26,6 +26,7 @@ func (r *Rig) Sweep() {
 	if done {
 		return
 	}
+	r.complaints()
 	r.takeDown()
 	if left := r.Leftovers(); len(left) > 0 {
 		r.T.Errorf("left behind after the sweep:\n  %s", strings.Join(left, "\n  "))
@@ -33,6 +34,25 @@ func (r *Rig) Sweep() {
 	}
 	if err := os.RemoveAll(r.Dir); err != nil {
 		r.T.Errorf("removing the scratch directory: %v", err)
+	}
+}
+
+// complaints fails the test if a daemon panicked or has a data race: a panic in
+// one request is caught, so the test may not have noticed.
+func (r *Rig) complaints() {
+	logs, _ := filepath.Glob(filepath.Join(r.RuntimeDir(), "mounts", "*.log"))
+	races, _ := filepath.Glob(r.Path("race.*"))
+	for _, f := range append(logs, races...) {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		for _, word := range []string{"panic", "DATA RACE", "fatal error:"} {
+			if i := bytes.Index(text, []byte(word)); i >= 0 {
+				r.T.Errorf("%s tells of a %s:\n%.4000s", filepath.Base(f), word, text[max(0, i-500):])
+				break
+			}
+		}
 	}
 }
 
