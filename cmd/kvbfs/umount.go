@@ -40,7 +40,7 @@ func (c *umountCmd) Run(g *globals) error {
 	}
 	switch {
 	case errors.Is(err, fusefs.ErrBusy):
-		return fmt.Errorf("%s is still used by %s", dir, users(dir, err))
+		return busy(dir, err)
 	case err != nil && g.ctx.Err() != nil:
 		return fmt.Errorf("%s: interrupted; process %d goes on storing what is left", dir, m.PID)
 	case errors.Is(err, daemon.ErrNotAnswering) && c.Force:
@@ -66,12 +66,13 @@ func (c *umountCmd) ask(g *globals, m daemon.Mount) error {
 // leaveTime is what a daemon has to end after its last answer.
 const leaveTime = 10 * time.Second
 
-// users names who uses a mount: what we see, else what the daemon said.
-func users(dir string, err error) string {
+// busy says who uses a mount, as we see it; else what the daemon said, which is a
+// sentence of its own: another mount namespace may have it still.
+func busy(dir string, err error) error {
 	if list := fusefs.Users(dir); len(list) > 0 {
-		return strings.Join(list, ", ")
+		return fmt.Errorf("%s is still used by %s", dir, strings.Join(list, ", "))
 	}
-	return strings.TrimPrefix(err.Error(), fusefs.ErrBusy.Error()+": ")
+	return errors.New(strings.TrimPrefix(err.Error(), fusefs.ErrBusy.Error()+": "))
 }
 
 // withoutDaemon unmounts what no daemon of this runtime directory serves.
@@ -100,7 +101,7 @@ func (c *umountCmd) withoutDaemon(dir string) error {
 		}
 	}
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s is still used by %s", dir, users(dir, errors.New("an unknown process")))
+		return busy(dir, fmt.Errorf("%s is still used by an unknown process", dir))
 	}
 	return err
 }
