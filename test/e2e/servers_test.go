@@ -111,6 +111,38 @@ func serverLost(t *testing.T, r *rig.Rig, store string, victim *rig.Memcached) {
 	rig.OneLine(t, "mount", res.Stderr)
 }
 
+// TestOtherMachine: a daemon that shares nothing with the holder but the store, as
+// on another machine, may not write to the volume while the holder lives, and may
+// once the holder is unmounted.
+func TestOtherMachine(t *testing.T) {
+	rig.RequireFUSE(t)
+	r := rig.New(t, 2*time.Minute)
+	store := r.Memcached(128).URL()
+	r.Create(store, "v", "16M")
+	m := r.Mount(store)
+	f := rig.Direct(t, m.Image("v"))
+	fill(t, f, 16, 1)
+
+	dir, state, run := r.Mkdir("theirs"), r.Mkdir("their-state"), r.Mkdir("their-run")
+	env := []string{"KVBFS_STATE_DIR=" + state, "KVBFS_RUNTIME_DIR=" + run}
+	r.Must(rig.Cmd{Args: append([]string{r.Bin}, r.MountArgs(dir, "--store", store)...), Env: env})
+	write := rig.Cmd{Args: []string{"dd", "if=/dev/urandom", "of=" + filepath.Join(dir, "v"), "bs=4k", "count=1", "conv=notrunc", "status=none"}}
+	if res := r.Do(write); res.Code == 0 {
+		t.Error("a second machine writes to a volume that is held")
+	} else if !strings.Contains(res.Stderr, "busy") {
+		t.Errorf("writing to what another machine holds: %s", res.Stderr)
+	}
+	got, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
+	rig.Stamp(want, 0, 1)
+	if err := f.ReadAt(got, 0); err != nil || string(got) != string(want) {
+		t.Errorf("the holder's block after that: %v", err)
+	}
+	f.Close()
+	m.Umount()
+	rig.Eventually(t, 30*time.Second, "the other machine may write", func() bool { return r.Do(write).Code == 0 })
+	r.Must(rig.Cmd{Args: []string{r.Bin, "umount", dir}, Env: env})
+}
+
 // TestTwoDaemons: two mounts on one machine, of two stores with volumes of the
 // same name, and of one store. What is open for writing in one is refused in the
 // other, and neither disturbs the other.
