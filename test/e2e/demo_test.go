@@ -127,25 +127,30 @@ func TestUpInterrupted(t *testing.T) {
 			if code == 0 {
 				r.Kvbfs("down", "disk")
 			}
-			rig.Eventually(t, 5*time.Second, "nothing is left", func() bool { return len(r.Leftovers()) == 0 })
+			nothingLeft(t, r, r.Path("none"))
 			// And it works afterwards.
 			r.Run(up...)
 			if err := os.WriteFile(filepath.Join(at, "f"), []byte("x"), 0o644); err != nil {
 				t.Error(err)
 			}
 			r.Kvbfs("down", "disk")
-			if left := r.Leftovers(); len(left) > 0 {
-				t.Errorf("left behind by down: %v", left)
-			}
+			nothingLeft(t, r, r.Path("none"))
 		})
 	}
 }
 
 // interrupted starts a command, sends SIGINT to its process group as a terminal
 // does, on request twice, and returns its exit status.
+// What it said is in the log of the rig, which is shown if the test fails.
 func interrupted(t *testing.T, r *rig.Rig, after time.Duration, again bool, args ...string) int {
 	t.Helper()
-	cmd := r.Start(rig.Cmd{Args: args})
+	log := r.Path("interrupted.log")
+	t.Cleanup(func() {
+		if said, err := os.ReadFile(log); err == nil && t.Failed() {
+			t.Logf("%v said:\n%s", args[1:], said)
+		}
+	})
+	cmd := r.Start(rig.Cmd{Args: args, Log: log})
 	time.Sleep(after)
 	syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
 	if again {

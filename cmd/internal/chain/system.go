@@ -110,6 +110,10 @@ func (m *machine) ImageSize(ctx context.Context, image string) (int64, error) {
 	return imageSize(ctx, image)
 }
 
+// lettingGo is what a call has to come back when it was interrupted, before it is
+// left behind.
+const lettingGo = time.Second
+
 // bounded runs a call that may hang in the kernel and leaves it behind when ctx
 // ends or the mount had time enough to answer.
 func bounded[T any](ctx context.Context, what string, call func() (T, error)) (T, error) {
@@ -129,6 +133,11 @@ func bounded[T any](ctx context.Context, what string, call func() (T, error)) (T
 	case a := <-got:
 		return a.v, a.err
 	case <-ctx.Done():
+		// What the call has open keeps us from undoing what was made.
+		select {
+		case <-got:
+		case <-time.After(lettingGo):
+		}
 		return zero, ctx.Err()
 	case <-t.C:
 		return zero, fmt.Errorf("%s does not answer: see `kvbfs status`", what)
