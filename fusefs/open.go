@@ -29,7 +29,7 @@ func (t *tree) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 		if write {
 			return fuse.EACCES
 		}
-		h := &handle{pid: in.Pid, data: t.s.statsContent()}
+		h := &handle{pid: processOf(in.Pid), data: t.s.statsContent()}
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		out.Fh, out.OpenFlags = put(&t.handles, h), fuse.FOPEN_DIRECT_IO
@@ -51,7 +51,7 @@ func (t *tree) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 
 // open makes a handle. n.changing is held.
 func (t *tree) open(n *node, write bool, pid uint32) (fh uint64, st fuse.Status) {
-	h := &handle{n: n, write: write, pid: pid}
+	h := &handle{n: n, write: write, pid: processOf(pid)}
 	t.mu.Lock()
 	pending := n.pending
 	t.mu.Unlock()

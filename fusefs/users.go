@@ -110,3 +110,19 @@ func usedBy(proc, dir string) string {
 	}
 	return ""
 }
+
+// processOf returns the process of a thread: FUSE names the thread that asks.
+func processOf(tid uint32) uint32 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if err != nil {
+		return tid // gone, or of another namespace
+	}
+	for line := range strings.Lines(string(status)) {
+		if num, ok := strings.CutPrefix(line, "Tgid:"); ok {
+			if pid, err := strconv.ParseUint(strings.TrimSpace(num), 10, 32); err == nil {
+				return uint32(pid)
+			}
+		}
+	}
+	return tid
+}
