@@ -12,6 +12,10 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 FUZZTIME ?= 30s
 
+# A process with the race detector sleeps a second when it ends, unless told; the
+# tests start hundreds of children.
+export GORACE ?= atexit_sleep_ms=0
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
