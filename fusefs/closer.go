@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
@@ -23,6 +24,9 @@ type closer struct {
 	busy   int        // closings under way
 	idle   chan struct{}
 	failed map[*volume.Volume]failedClose // given up; the next wait tries again
+	// ended is the first error of a volume that is closed all the same, for the
+	// next wait to return.
+	ended error
 }
 
 type failedClose struct {
@@ -65,6 +69,10 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 		if err = v.Close(ctx); err == nil || ctx.Err() != nil || errors.Is(err, kvstore.ErrClosed) {
 			break // ErrClosed: the whole set was closed before us
 		}
+		if closedForGood(err) {
+			c.log("closed %s, which has lost data or its lease: %v", v.Name(), err)
+			break
+		}
 		c.log("closing %s failed, trying again: %v", v.Name(), err)
 		select {
 		case <-time.After(wait):
@@ -74,13 +82,25 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != nil {
+	switch {
+	case err == nil:
+	case closedForGood(err):
+		if c.ended == nil {
+			c.ended = fmt.Errorf("closing %s: %w", v.Name(), err)
+		}
+	default:
 		f := c.failed[v]
 		c.failed[v] = failedClose{f.refs + 1, err}
 	}
 	if c.busy--; c.busy == 0 {
 		close(c.idle)
 	}
+}
+
+// closedForGood says whether a volume is closed though its Close failed: nothing
+// that could still be tried would help (volume.Close).
+func closedForGood(err error) bool {
+	return errors.Is(err, pool.ErrHeld) || errors.Is(err, kvstore.ErrServerLost)
 }
 
 // wait returns when all closings have ended. Those that were given up before are
@@ -109,5 +129,7 @@ func (c *closer) wait(ctx context.Context) error {
 	for v, f := range c.failed {
 		return fmt.Errorf("closing %s: %w", v.Name(), f.err)
 	}
-	return nil
+	err := c.ended
+	c.ended = nil
+	return err
 }

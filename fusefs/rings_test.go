@@ -26,7 +26,7 @@ func TestOverIOURing(t *testing.T) {
 	for name, test := range map[string]func(*testing.T){
 		"CreateByTruncate": TestCreateByTruncate, "ReadWrite": TestReadWrite, "Fallocate": TestFallocate,
 		"Lseek": TestLseek, "Attributes": TestAttributes, "Names": TestNames, "Only": TestOnly,
-		"ReadOnly": TestReadOnly, "Remove": TestRemove, "StatsFile": TestStatsFile, "PanicInHandler": TestPanicInHandler,
+		"ReadOnly": TestReadOnly, "Fsync": TestFsyncIsAFlush, "Remove": TestRemove, "StatsFile": TestStatsFile, "PanicInHandler": TestPanicInHandler,
 		"UnmountBusy": TestUnmountBusy, "Resized": TestResized, "Remount": TestRemount,
 		"ForcedUnmountFailsWhatIsStuck": TestForcedUnmountFailsWhatIsStuck, "AbortFromOutside": TestAbortFromOutside,
 	} {

@@ -21,7 +21,8 @@ import (
 
 // scenarios run in a child process; args[0] is the mount.
 var scenarios = map[string]func(dir string, args []string) error{
-	"create": createScenario, "io": ioScenario, "fallocate": fallocateScenario, "lseek": lseekScenario,
+	"create": createScenario, "io": ioScenario, "fsync": fsyncScenario,
+	"fallocate": fallocateScenario, "lseek": lseekScenario,
 	"attributes": attributesScenario, "names": namesScenario, "only": onlyScenario, "readonly": readonlyScenario,
 	"expect": expectScenario, "hold": holdScenario, "fill": fillScenario, "bigread": bigReadScenario,
 	"awaitsize": awaitSizeScenario, "asyncread": asyncReadScenario,
