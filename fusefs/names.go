@@ -182,6 +182,7 @@ func (t *tree) refresh(n *node) fuse.Status {
 		return t.failed("look at", n.name, err)
 	}
 	if !ok || t.enter(info, false) != n {
+		t.quiet.log("%s was removed, or removed and made anew, since it was looked up", n.name)
 		return fuse.ENOENT
 	}
 	t.mu.Lock()

@@ -120,7 +120,8 @@ func (t *tree) refused(name string, write bool, pid uint32, err error) fuse.Stat
 		return fuse.EBUSY
 	}
 	if errors.Is(err, pool.ErrNoVolume) {
-		t.cat.forget()
+		t.cat.forget() // it was there when it was looked up
+		t.s.opt.Log("open %s for %s refused (pid %d): %v", name, how, pid, err)
 	}
 	return t.failed("open for "+how, name, err)
 }
