@@ -69,9 +69,9 @@ func TestIOTimeout(t *testing.T) {
 	r1, w1 = read(), write(4)
 	select {
 	case err := <-r1:
-		t.Errorf("without --io-timeout a read ended: %v", err)
+		t.Fatalf("without --io-timeout a read ended: %v", err)
 	case err := <-w1:
-		t.Errorf("without --io-timeout a write ended: %v", err)
+		t.Fatalf("without --io-timeout a write ended: %v", err)
 	case <-time.After(5 * time.Second):
 	}
 	srv.Continue()
