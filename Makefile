@@ -9,6 +9,7 @@ BIN      = bin/kvbfs
 
 # Versions of the tools that lint runs; they are not dependencies of kvbfs.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 FUZZTIME ?= 30s
 
@@ -20,7 +21,7 @@ export GORACE ?= atexit_sleep_ms=0
 
 .PHONY: help
 help: ## this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: $(BIN) ## build bin/kvbfs (static, no cgo)
@@ -41,10 +42,34 @@ deps: # what the tests need, from the distribution
 .PHONY: test
 test: deps lint ## lint, then unit, conformance and real-mount tests with the race detector
 	$(GO) test -race -timeout 14m ./...
+	$(GO) test -count=1 -run Allocat ./... # the race detector allocates
 
 .PHONY: e2e
-e2e: deps build ## whole system: FUSE, loop, ext4, XFS, btrfs, memcached
-	KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 45m -v ./test/e2e/...
+e2e: deps build ## whole system on both transports: FUSE, loop, ext4, XFS, btrfs, memcached
+	KVBFS_TRANSPORT=auto KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 25m -v ./test/e2e/...
+	KVBFS_TRANSPORT=dev KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 25m -v ./test/e2e/...
+
+# CYCLES is how often soak kills the daemon per file system.
+CYCLES ?= 50
+
+.PHONY: soak
+soak: deps build ## the faults of the matrix at full length, and CYCLES kills under sqlite on ext4 and XFS
+	KVBFS_E2E_LONG=1 KVBFS_BANK_CYCLES=$(CYCLES) KVBFS_E2E_CYCLES=$(CYCLES) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 24h -v \
+	  -run 'TestBank|TestCrash$$|TestStopped|TestOtherServersGoOn|TestIOTimeoutInTime|TestRefusedAndMute|TestTakeover|TestAbort' ./test/e2e/
+SEEDS ?= 1000
+PREFIXES ?= 2000
+
+.PHONY: sim
+sim: ## SEEDS simulated histories (default 1000): servers that stop, links that are cut
+	KVBFS_SIM_SEEDS=$(SEEDS) $(GO) test -count=1 -timeout 24h -v -run 'TestLinearizable|TestMetamorphic' ./test/sim/ | grep -v -e '^=== RUN' -e '^ *--- PASS'
+
+.PHONY: crashlog
+crashlog: deps build ## PREFIXES crashes per file system (default 2000), from a log of what memcached acknowledged
+	KVBFS_CRASHLOG_PREFIXES=$(PREFIXES) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 24h -v -run TestCrashLog ./test/e2e/
+
+.PHONY: mutants
+mutants: deps ## plants bugs, one by one, and looks whether the tests notice
+	KVBFS_MUTANTS=all $(GO) test -count=1 -timeout 60m -v ./test/mutants/
 
 .PHONY: race
 race: deps ## everything that test runs, twice, with the race detector
@@ -57,11 +82,46 @@ fuzz: ## each fuzz target for FUZZTIME (default 30s)
 	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
 	  done; done
 
+# Results of measurements; `make figures` draws them.
+FIGURES = docs/figures
+FROM   ?= $(FIGURES)/bench.json
+ROUNDS ?= 5
+
 .PHONY: bench
-bench: build ## micro-benchmarks of each layer, then fio on file and loop beside nbdfuse + nbdkit
+bench: build ## micro-benchmarks of each layer, then each layer's limit and the whole (kvbfs bench)
 	@test/deps.sh bench
+	@mkdir -p $(FIGURES)
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime 0.5s ./...
-	test/bench.sh $(BIN)
+	$(BIN) bench --rounds $(ROUNDS) --json $(FIGURES)/bench.json --html bin/bench.html
+
+.PHONY: bench-peers
+bench-peers: build ## the same fio jobs beside nbdfuse, qemu-storage-daemon, a loop file and a naive file system
+	@test/deps.sh bench
+	@mkdir -p $(FIGURES)
+	$(GO) run ./test/peers --kvbfs $(BIN) -- --rounds $(ROUNDS) --json $(FIGURES)/peers.json --html bin/peers.html
+
+.PHONY: bench-curves
+bench-curves: build ## how cost grows with depth, jobs, workers, connections, servers, size, volumes
+	@test/deps.sh bench
+	@mkdir -p $(FIGURES)
+	$(BIN) bench --curves --rounds $(ROUNDS) --seconds 1 --json $(FIGURES)/curves.json --html bin/curves.html
+
+.PHONY: bench-unchecked
+bench-unchecked: build ## kvbfs beside a build without checksums, presence map and fences
+	@test/deps.sh bench
+	ROUNDS=$(ROUNDS) test/bench-unchecked.sh $(BIN)
+
+.PHONY: figures
+figures: ## draws docs/figures/*.svg and writes the tables of the documentation from FROM
+	$(GO) run ./cmd/internal/figures --from $(FROM)
+
+.PHONY: cluster-up
+cluster-up: ## a Redis Cluster of 3 masters and 3 replicas on this machine (ports 7000 to 7005)
+	@test/cluster.sh up
+
+.PHONY: cluster-down
+cluster-down: ## ends it; its data is gone
+	@test/cluster.sh down
 
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck and the rules of the house
@@ -70,6 +130,11 @@ lint: ## gofmt, vet, staticcheck and the rules of the house
 	$(GO) vet -tags e2e ./test/...
 	$(GO) run $(STATICCHECK) -tags e2e ./...
 	$(GO) test -count=1 ./test/house/
+
+# Not part of lint: it asks a database on the network.
+.PHONY: vuln
+vuln: ## known vulnerabilities in what is called (asks vuln.go.dev)
+	$(GO) run $(GOVULNCHECK) ./...
 
 .PHONY: install
 install: build ## install into $(PREFIX)/bin

@@ -66,7 +66,9 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 	wait := closeRetryMin
 	var err error
 	for {
-		if err = v.Close(ctx); err == nil || ctx.Err() != nil || errors.Is(err, kvstore.ErrClosed) {
+		err = kvstore.Contain(func() error { return v.Close(ctx) })
+		kvstore.LogPanic(c.log, "closing "+v.Name(), err)
+		if err == nil || ctx.Err() != nil || errors.Is(err, kvstore.ErrClosed) {
 			break // ErrClosed: the whole set was closed before us
 		}
 		if closedForGood(err) {

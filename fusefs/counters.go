@@ -49,7 +49,7 @@ func (c *counters) count(reqs []*volume.Request) {
 
 func (c *counters) failed(reqs []*volume.Request) {
 	for _, r := range reqs {
-		if r.Err != nil && int(r.Kind) < opKinds {
+		if !r.Left && r.Err != nil && int(r.Kind) < opKinds {
 			c.errors[r.Kind].Add(1)
 		}
 	}

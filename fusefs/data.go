@@ -33,7 +33,7 @@ func (t *tree) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 		return fuse.ReadResultData(nil), fuse.OK
 	}
 	n := min(int64(len(buf)), size-int64(in.Offset))
-	if err := t.s.disp.do(&t.s.disp.fast, volume.Read, v, int64(in.Offset), 0, buf[:n]); err != nil {
+	if err := t.s.disp.data(volume.Read, v, int64(in.Offset), buf[:n], in.Fh); err != nil {
 		return nil, t.ioFailed("read", h, int64(in.Offset), n, err)
 	}
 	if n == int64(len(buf)) {
@@ -70,7 +70,7 @@ func (t *tree) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, 
 		t.quiet.log("write to %s refused: %d bytes at %d end beyond its size of %d bytes", h.n.name, len(data), in.Offset, size)
 		return 0, enospc
 	}
-	if err := t.s.disp.do(&t.s.disp.fast, volume.Write, v, int64(in.Offset), 0, data); err != nil {
+	if err := t.s.disp.data(volume.Write, v, int64(in.Offset), data, in.Fh); err != nil {
 		return 0, t.ioFailed("write", h, int64(in.Offset), int64(len(data)), err)
 	}
 	return uint32(len(data)), fuse.OK

@@ -14,6 +14,8 @@ import (
 // worker is what a lane needs of volume.Worker.
 type worker interface {
 	Do(ctx context.Context, reqs []*volume.Request)
+	Try(ctx context.Context, reqs []*volume.Request) bool
+	Finish(ctx context.Context)
 	Close() error
 }
 
@@ -43,6 +45,9 @@ const slowLanes = 2
 // costs one connection per server.
 const maxLanes = 32
 
+// silentLanes serve requests that wait for silent servers.
+const silentLanes = 1
+
 // dispatcher brings calls to workers, in batches.
 type dispatcher struct {
 	ctx  context.Context // of every Worker.Do
@@ -52,9 +57,14 @@ type dispatcher struct {
 	patience time.Duration
 
 	fast, slow group
+	bulk       group // large reads and writes
+	silent     group // what would wait for a server that is silent: stragglers.go
 	rings      group // one lane per thread of the rings; nobody queues there
 	calls      sync.Pool
 	flying     inflight
+	stragglers stragglers
+	// lanesMax bounds the lanes of a group: maxLanes, or less.
+	lanesMax int
 }
 
 // group is a set of lanes that are as good as each other. It only grows.
@@ -66,24 +76,49 @@ func newDispatcher(ctx context.Context, open func(context.Context) (worker, erro
 	if workers <= 0 {
 		workers = runtime.NumCPU()
 	}
-	d := &dispatcher{ctx: ctx, open: open, log: log, patience: stuckAfter}
+	d := &dispatcher{ctx: ctx, open: open, log: log, patience: stuckAfter, lanesMax: maxLanes}
+	d.stragglers.most = maxStragglers
 	d.calls.New = func() any { return &call{wake: make(chan wake, 1)} }
 	d.flying.init()
 	for range min(workers, maxLanes) {
 		d.fast.add(newLane(d))
+		d.bulk.add(newLane(d))
 	}
 	for range slowLanes {
-		d.slow.add(newLane(d))
+		d.slow.add(newStayingLane(d))
+	}
+	for range silentLanes {
+		d.silent.add(newStayingLane(d))
 	}
 	return d
+}
+
+// bound keeps the channels of all lanes within a number, as far as that leaves one
+// for each: what waits for silent servers waits with less company then.
+func (d *dispatcher) bound(channels int) {
+	if channels <= 0 {
+		return
+	}
+	// Four groups grow, beside the stragglers; a sixth is left for reapers, opens and
+	// closes.
+	d.lanesMax = min(maxLanes, max(channels/6, 1))
+	d.stragglers.most = min(maxStragglers, int32(channels/6))
 }
 
 // do serves one request on a lane of g and returns its result. It allocates
 // nothing and takes no lock.
 func (d *dispatcher) do(g *group, kind volume.RequestKind, v *volume.Volume, off, n int64, data []byte) error {
-	slot := d.flying.begin()
+	return d.serve(g, volume.Request{Kind: kind, Vol: v, Off: off, N: n, Data: data})
+}
+
+func (d *dispatcher) serve(g *group, req volume.Request) error {
+	size := req.N
+	if req.Data != nil {
+		size = int64(len(req.Data))
+	}
+	slot := d.flying.enter(req.Kind, req.Vol, req.Off, size)
 	c := d.calls.Get().(*call)
-	c.req = volume.Request{Kind: kind, Vol: v, Off: off, N: n, Data: data}
+	c.req = req
 	g.pick().do(c)
 	err := c.req.Err
 	// The pool must not keep the kernel's buffer or the volume alive.
@@ -91,6 +126,28 @@ func (d *dispatcher) do(g *group, kind volume.RequestKind, v *volume.Volume, off
 	d.calls.Put(c)
 	d.flying.end(slot)
 	return err
+}
+
+// bulk is the size in bytes above which a request has lanes of its own: it takes
+// several batches of the store, and what shares a lane, or the thread of a ring,
+// with it waits for all of them. The hand-over costs some microseconds, the
+// request itself a good part of a millisecond.
+const bulk = 64 << 10
+
+// group returns where a read or write holds up nothing else.
+func (d *dispatcher) group(v *volume.Volume, off int64, data []byte) *group {
+	switch {
+	case v.Silent(off, int64(len(data))):
+		return &d.silent
+	case len(data) > bulk:
+		return &d.bulk
+	}
+	return &d.fast
+}
+
+// data serves a read or write of the image that is open as fh.
+func (d *dispatcher) data(kind volume.RequestKind, v *volume.Volume, off int64, data []byte, fh uint64) error {
+	return d.serve(d.group(v, off, data), volume.Request{Kind: kind, Vol: v, Off: off, Data: data, Reader: uint32(fh)})
 }
 
 // pick returns an idle lane, else the one with the least calls. A lane that is
@@ -128,7 +185,7 @@ func (g *group) add(l *lane) {
 
 // each calls f for all lanes of all groups.
 func (d *dispatcher) each(f func(l *lane)) {
-	for _, g := range []*group{&d.fast, &d.slow, &d.rings} {
+	for _, g := range []*group{&d.fast, &d.bulk, &d.slow, &d.silent, &d.rings} {
 		lanes := g.lanes.Load()
 		if lanes == nil {
 			continue
@@ -141,7 +198,7 @@ func (d *dispatcher) each(f func(l *lane)) {
 
 // close closes the workers. No call may be on its way.
 func (d *dispatcher) close() error {
-	var first error
+	first := d.stragglers.close()
 	d.each(func(l *lane) {
 		if l.worker == nil {
 			return

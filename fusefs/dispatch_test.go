@@ -31,6 +31,13 @@ func (w *fakeWorker) Do(_ context.Context, reqs []*volume.Request) {
 	w.serve(reqs)
 }
 
+func (w *fakeWorker) Try(ctx context.Context, reqs []*volume.Request) bool {
+	w.Do(ctx, reqs)
+	return true
+}
+
+func (w *fakeWorker) Finish(context.Context) {}
+
 func (w *fakeWorker) Close() error { w.closed.Store(true); return nil }
 
 // bench makes a dispatcher of fake workers; workers() returns those opened.
@@ -146,9 +153,10 @@ func TestLeaderHandsOver(t *testing.T) {
 
 // A panic fails the batch that it hit and nothing else, and the worker goes.
 func TestPanicIsContained(t *testing.T) {
-	gate := make(chan struct{})
+	gate, inside := make(chan struct{}), make(chan struct{}, 8)
 	var broken atomic.Bool
 	d, workers := fakeDispatcher(t, 1, func(reqs []*volume.Request) {
+		inside <- struct{}{}
 		<-gate
 		if len(reqs) > 1 && broken.CompareAndSwap(false, true) {
 			panic("planted")
@@ -159,7 +167,10 @@ func TestPanicIsContained(t *testing.T) {
 	const calls = 8
 	var failed atomic.Int32
 	var wg sync.WaitGroup
-	for range calls {
+	for i := range calls {
+		if i == 1 {
+			<-inside // the first is a batch of its own; the others queue behind it
+		}
 		wg.Go(func() {
 			if err := d.do(&d.fast, volume.Write, nil, 0, 0, nil); errors.Is(err, errPanic) {
 				failed.Add(1)

@@ -23,7 +23,7 @@ const (
 )
 
 // errPanic is what the calls of a batch get when its handler panicked.
-var errPanic = errors.New("internal error (panic, see the log)")
+var errPanic = kvstore.ErrPanic
 
 // statuses maps errors to what programs get to see. Order matters: the first
 // that errors.Is finds wins, and a full store is told as such also where
@@ -52,6 +52,8 @@ var statuses = []struct {
 	// Errors about the data and outages: listed so that a test sees that they
 	// were thought of.
 	{volume.ErrLost, fuse.EIO},
+	{volume.ErrVolumeAborted, fuse.EIO},
+	{volume.ErrUnaccepted, fuse.EIO},
 	{kvstore.ErrCorrupt, fuse.EIO},
 	{kvstore.ErrServerLost, fuse.EIO},
 	{kvstore.ErrTimeout, fuse.EIO},

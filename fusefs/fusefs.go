@@ -22,7 +22,8 @@
 //
 //	go-fuse -> tree (names.go, open.go, data.go, size.go) -> dispatcher -> volume.Worker
 //
-// READ and WRITE go through the fast lanes, one per CPU. FSYNC and FALLOCATE go
+// READ and WRITE go through the fast lanes, one per CPU; large ones through lanes
+// of their own, so that small ones do not wait for them. FSYNC and FALLOCATE go
 // through the slow ones, so that nothing that takes long by nature holds up
 // reads. A lane whose batch does not return is relieved of its queue (watch.go).
 //
@@ -47,6 +48,7 @@ package fusefs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,14 +80,20 @@ type Options struct {
 	Workers       int           // parallel batches; 0: number of CPUs
 	Timeout       time.Duration // per request while a server is silent; 0: for ever
 	MaxBackground int           // 0: 128 per volume, at least 256
-	Log           func(format string, args ...any)
-	Debug         bool
-	// Transport: empty is TransportDev. TransportURing falls back to it, with a
-	// line in the log, where the kernel or our rights do not allow it.
+	// Channels bounds how many channels to the store the lanes have together, each
+	// with a connection per server; 0: some 150 while servers are silent.
+	Channels int
+	Log      func(format string, args ...any)
+	Debug    bool
+	// Transport: empty is TransportAuto. Where the kernel or our rights do not
+	// allow io_uring it is TransportDev, with a line in the log.
 	Transport Transport
 	// Stats renders the .stats file; nil: the package's own counters as JSON
 	// (Server.StatsJSON).
 	Stats func() []byte
+	// Cache renders what a cache below the volumes did, for .stats. nil: there is
+	// none.
+	Cache func() any
 	// Usage answers STATFS (Store.Control().Usage); it is asked at most once a
 	// second. nil: the capacity is shown as unknown, that is as very large.
 	Usage func(ctx context.Context) (kvstore.Usage, error)
@@ -145,6 +153,7 @@ func Mount(ctx context.Context, vols *volume.Set, opt Options) (*Server, error) 
 	s := &Server{opt: opt, dir: dir, done: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.disp = newDispatcher(s.ctx, func(ctx context.Context) (worker, error) { return vols.Worker(ctx) }, opt.Workers, opt.Log)
+	s.disp.bound(opt.Channels)
 	s.tree = newTree(s, vols)
 	s.closer.init(opt.Log)
 
@@ -158,12 +167,12 @@ func Mount(ctx context.Context, vols *volume.Set, opt Options) (*Server, error) 
 	s.background.Store(int32(background))
 
 	err = errNoRings
-	if opt.Transport == TransportURing && passedFD(dir) < 0 {
-		if err = withRings(func() error { return s.handshake(background, true) }); err != nil {
+	if opt.Transport != TransportDev && passedFD(dir) < 0 {
+		if err = withRings(func() error { return s.handshake(background, true) }); errors.Is(err, errNoRings) {
 			opt.Log("%v; using /dev/fuse", err)
 		}
 	}
-	if err != nil {
+	if errors.Is(err, errNoRings) { // what else fails would fail again
 		err = s.handshake(background, false)
 	}
 	if err != nil {
@@ -201,6 +210,9 @@ func (s *Server) handshake(background int, overRings bool) error {
 		if err = s.startRings(opts); err != nil {
 			_ = unix.Close(s.conn.fd) // nobody serves it
 			s.conn.abandon()
+			if !errors.Is(err, errNoRings) {
+				err = fmt.Errorf("%w: %w", errNoRings, err)
+			}
 		}
 	}
 	return err
@@ -227,6 +239,14 @@ func (s *Server) mountOptions(background int) *fuse.MountOptions {
 
 // Wait returns when the mount is gone, whoever unmounted it.
 func (s *Server) Wait() { <-s.done }
+
+// Transport says which one it came to be.
+func (s *Server) Transport() Transport {
+	if s.rings != nil {
+		return TransportURing
+	}
+	return TransportDev
+}
 
 // Dir returns the resolved mount point; /dev/fd/N if it is not known.
 func (s *Server) Dir() string {

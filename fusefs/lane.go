@@ -27,6 +27,8 @@ type lane struct {
 
 	d        *dispatcher
 	counters counters
+	// stays: batches wait for silent servers here, since there is nothing else.
+	stays bool
 
 	// Owned by the leader; handing over the lead passes it on.
 	worker     worker // nil: not opened yet, or given up after a panic
@@ -38,6 +40,8 @@ type lane struct {
 var busy = new(call)
 
 func newLane(d *dispatcher) *lane { return &lane{d: d} }
+
+func newStayingLane(d *dispatcher) *lane { return &lane{d: d, stays: true} }
 
 // do serves c and returns when it has its result.
 func (l *lane) do(c *call) {
@@ -72,13 +76,25 @@ func (l *lane) enter(c *call) (leads bool) {
 
 // lead serves one batch, which begins with the caller's own call, and hands over.
 func (l *lane) lead() {
-	first, n := l.gather()
-	l.serve(n)
+	own, n := l.gather()
+	done, waits := own.next, false
+	if left := l.serve(n); left != nil {
+		waits = own.req.Left
+		done = l.straggle(left, own)
+	}
 	l.load.Add(int32(-n))
 	l.handOver()
 	// From here on the lane is somebody else's. A call that was woken may be used
 	// again at once, so next is read before.
-	for c := first.next; c != nil; {
+	wakeAll(done)
+	if waits {
+		<-own.wake
+	}
+}
+
+// wakeAll wakes the calls of a list: they have their results.
+func wakeAll(c *call) {
+	for c != nil {
 		next := c.next
 		c.wake <- served
 		c = next
@@ -143,22 +159,32 @@ func (l *lane) handOver() {
 	l.rest.wake <- lead
 }
 
-// serve gives the first n of reqs their results. It always returns.
-func (l *lane) serve(n int) {
+// serve gives the first n of reqs their results. It always returns. What waits
+// for a silent server is left with its worker, which is returned then: the
+// requests are marked (Left), and straggle has to follow.
+func (l *lane) serve(n int) (left worker) {
 	reqs := l.reqs[:n]
 	now := clock()
 	l.began.Store(now)
 	l.counters.count(reqs)
 	defer l.ended(reqs)
 	if l.worker == nil {
-		w, err := l.d.open(l.d.ctx)
+		w, err := l.d.worker()
 		if err != nil {
 			fail(reqs, err)
-			return
+			return nil
 		}
 		l.worker = w
 	}
-	l.worker.Do(l.d.ctx, reqs)
+	if l.stays || !l.d.stragglers.room() {
+		l.worker.Do(l.d.ctx, reqs)
+		return nil
+	}
+	if l.worker.Try(l.d.ctx, reqs) {
+		return nil
+	}
+	left, l.worker = l.worker, nil
+	return left
 }
 
 // ended is deferred by serve: it contains a panic of the worker. All calls of

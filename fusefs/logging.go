@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kvbfs/kvbfs/kvstore"
 )
 
 // limiter lets one line through per interval and counts the others: a dead
@@ -43,6 +45,11 @@ func (l *limiter) log(format string, args ...any) {
 func (s *Server) panicked(r any) fuse.Status {
 	s.opt.Log("panic in a request: %v\n%s", r, debug.Stack())
 	return statusOf(errPanic)
+}
+
+// contained runs f, which nobody waits for, and logs a panic in it.
+func contained(log func(string, ...any), what string, f func()) {
+	kvstore.LogPanic(log, what, kvstore.Contain(func() error { f(); return nil }))
 }
 
 // fuseLogger passes on what go-fuse has to say.

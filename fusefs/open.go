@@ -16,7 +16,8 @@ import (
 // openFlags of every image. Direct I/O: the kernel keeps no pages of ours, so
 // nothing is cached twice and what is answered is stored. Parallel direct writes:
 // without it each write of a file waits for the one before.
-const openFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+// No flush: a close(2) has nothing to ask us, see Flush.
+const openFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES | fuse.FOPEN_NOFLUSH
 
 func wantsWrite(flags uint32) bool { return flags&syscall.O_ACCMODE != syscall.O_RDONLY }
 
@@ -188,9 +189,12 @@ func (t *tree) enterPending(name string) *node {
 	return n
 }
 
-// Flush is sent at each close(2). It has nothing to do: what was answered is
-// stored, and what is promised about stability is FSYNC's.
-func (t *tree) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK }
+// Flush is sent at each close(2), also at those that the kernel does for a process
+// that executes another program or ends. It has nothing to do: what was answered is
+// stored, and what is promised about stability is FSYNC's. So the kernel is told not
+// to ask again, or every close would wait in the queue behind requests to a silent
+// server. FOPEN_NOFLUSH says it for each open where the kernel knows it (5.16).
+func (t *tree) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
 
 // Release drops a handle. The volume is closed in the background, because that
 // may have to wait for a store; Server.Close waits for it.

@@ -18,6 +18,8 @@ import (
 type Transport string
 
 const (
+	// TransportAuto is TransportURing where that is to be had, else TransportDev.
+	TransportAuto Transport = "auto"
 	// TransportDev reads and writes /dev/fuse: every kernel has it.
 	TransportDev Transport = "dev"
 	// TransportURing takes requests from per-CPU io_uring queues (Linux 6.14 and
@@ -105,12 +107,24 @@ func (s *Server) startRings(opts *fuse.MountOptions) error {
 
 // Batch implements uring.Handler.
 func (r *rings) Batch(thread int, entries []*uring.Entry) {
-	l := r.lanes[thread]
 	calls := r.calls[thread][:0]
+	entered := 0 // entries that were answered, or are in calls, or elsewhere
+	defer func() {
+		if p := recover(); p != nil {
+			// Not of a worker, whose panics end in lane.serve.
+			status := r.t.s.panicked(p)
+			for _, e := range entries[entered:] {
+				e.Reply(int(status), 0)
+			}
+			r.serve(thread, calls)
+		}
+	}()
 	for _, e := range entries {
 		if len(calls) == cap(calls) {
-			r.serve(l, calls)
-			calls = calls[:0]
+			full := calls
+			calls = nil
+			r.serve(thread, full)
+			calls = r.calls[thread][:0]
 		}
 		switch e.In().Opcode {
 		case opRead:
@@ -118,32 +132,83 @@ func (r *rings) Batch(thread int, entries []*uring.Entry) {
 		case opWrite:
 			calls = r.write(calls, e)
 		default:
-			go func() { e.Later(uring.Cold(r.cold, e)) }()
+			go r.coldly(e)
 		}
+		entered++
 	}
-	r.serve(l, calls)
+	full := calls
+	calls = nil
+	r.serve(thread, full)
+}
+
+// coldly serves a request by go-fuse, which contains panics of the file system;
+// one of its own gives EIO.
+func (r *rings) coldly(e *uring.Entry) {
+	errno, n := int(fuse.EIO), 0
+	contained(r.t.s.opt.Log, "serving a request", func() { errno, n = uring.Cold(r.cold, e) })
+	e.Later(errno, n)
 }
 
 // serve gives the calls their results and answers them.
-func (r *rings) serve(l *lane, calls []ringCall) {
+func (r *rings) serve(thread int, calls []ringCall) {
 	if len(calls) == 0 {
 		return
 	}
+	l := r.lanes[thread]
 	for i := range calls {
 		l.reqs[i] = &calls[i].req
 	}
 	l.load.Add(int32(len(calls)))
-	l.serve(len(calls))
+	left := l.serve(len(calls))
 	l.load.Add(int32(-len(calls)))
+	if left != nil {
+		r.straggle(thread, left, calls)
+		return
+	}
 	for i := range calls {
 		c := &calls[i]
-		r.answer(c)
+		c.e.Reply(r.outcome(c))
 		r.d.flying.end(c.slot)
 		*c = ringCall{} // keeps neither volume nor buffer alive
 	}
 }
 
-func (r *rings) answer(c *ringCall) {
+// straggle answers the calls that have their results, and the others when they do.
+func (r *rings) straggle(thread int, w worker, calls []ringCall) {
+	r.calls[thread] = make([]ringCall, 0, volume.MaxRequests) // calls belong to the worker
+	var reqs []*volume.Request
+	var late []*ringCall
+	for i := range calls {
+		c := &calls[i]
+		if c.req.Left {
+			reqs = append(reqs, &c.req)
+			late = append(late, c)
+			continue
+		}
+		c.e.Reply(r.outcome(c))
+		r.d.flying.end(c.slot)
+	}
+	r.lanes[thread].finish(w, reqs, func() {
+		for _, c := range late {
+			c.e.Later(r.outcome(c))
+			r.d.flying.end(c.slot)
+		}
+	})
+}
+
+// apart serves a call that would hold a batch up on a goroutine of its own.
+//
+//go:noinline // or each call of a batch would be allocated
+func (r *rings) apart(g *group, c ringCall) {
+	r.d.flying.end(c.slot) // serve has one of its own
+	go func() {
+		c.req.Err = r.d.serve(g, c.req)
+		c.e.Later(r.outcome(&c))
+	}()
+}
+
+// outcome is what a call is answered with.
+func (r *rings) outcome(c *ringCall) (errno, size int) {
 	n := len(c.req.Data)
 	what := "read"
 	if c.req.Kind == volume.Write {
@@ -151,15 +216,23 @@ func (r *rings) answer(c *ringCall) {
 	}
 	switch {
 	case c.req.Err != nil:
-		c.e.Reply(int(r.t.ioFailed(what, c.h, c.req.Off, int64(n), c.req.Err)), 0)
+		return int(r.t.ioFailed(what, c.h, c.req.Off, int64(n), c.req.Err)), 0
 	case c.req.Kind == volume.Write:
 		out := c.e.Buffer()[:8] // struct fuse_write_out
 		binary.NativeEndian.PutUint32(out, uint32(n))
 		binary.NativeEndian.PutUint32(out[4:], 0)
-		c.e.Reply(0, 8)
-	default:
-		c.e.Reply(0, n)
+		return 0, 8
 	}
+	return 0, n
+}
+
+// enter makes a call part of the batch, unless it would hold the batch up.
+func (r *rings) enter(calls []ringCall, c ringCall) []ringCall {
+	if g := r.d.group(c.req.Vol, c.req.Off, c.req.Data); g != &r.d.fast {
+		r.apart(g, c)
+		return calls
+	}
+	return append(calls, c)
 }
 
 // read enters a READ, or answers it if there is nothing to ask the volume for.
@@ -177,7 +250,7 @@ func (r *rings) read(calls []ringCall, e *uring.Entry) []ringCall {
 	}
 	v := h.vol.Load()
 	if h.n == nil || v == nil || n > int64(len(e.Buffer())) {
-		go func() { e.Later(uring.Cold(r.cold, e)) }()
+		go r.coldly(e)
 		return calls
 	}
 	size := v.Size()
@@ -186,8 +259,8 @@ func (r *rings) read(calls []ringCall, e *uring.Entry) []ringCall {
 		return calls
 	}
 	n = min(n, size-int64(off))
-	return append(calls, ringCall{e: e, h: h, slot: r.d.flying.begin(),
-		req: volume.Request{Kind: volume.Read, Vol: v, Off: int64(off), Data: e.Buffer()[:n]}})
+	return r.enter(calls, ringCall{e: e, h: h, slot: r.d.flying.enter(volume.Read, v, int64(off), n),
+		req: volume.Request{Kind: volume.Read, Vol: v, Off: int64(off), Data: e.Buffer()[:n], Reader: uint32(fh)}})
 }
 
 // write enters a WRITE; what is not plain goes the way it goes on /dev/fuse.
@@ -205,9 +278,9 @@ func (r *rings) write(calls []ringCall, e *uring.Entry) []ringCall {
 	}
 	v := h.vol.Load()
 	if v == nil || len(data) == 0 || off > uint64(v.Size()) || int64(len(data)) > v.Size()-int64(off) {
-		go func() { e.Later(uring.Cold(r.cold, e)) }()
+		go r.coldly(e)
 		return calls
 	}
-	return append(calls, ringCall{e: e, h: h, slot: r.d.flying.begin(),
+	return r.enter(calls, ringCall{e: e, h: h, slot: r.d.flying.enter(volume.Write, v, int64(off), int64(len(data))),
 		req: volume.Request{Kind: volume.Write, Vol: v, Off: int64(off), Data: data}})
 }

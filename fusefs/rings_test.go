@@ -2,6 +2,8 @@ package fusefs
 
 import (
 	"os"
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/kvbfs/kvbfs/fusefs/uring"
@@ -31,5 +33,43 @@ func TestOverIOURing(t *testing.T) {
 		"ForcedUnmountFailsWhatIsStuck": TestForcedUnmountFailsWhatIsStuck, "AbortFromOutside": TestAbortFromOutside,
 	} {
 		t.Run(name, test)
+	}
+}
+
+// TestRingsAllocateNothing: in steady state a request over io_uring allocates
+// nothing, from the ring through the volume and back. What the process does
+// besides (timers, the watchdog) is why a few are allowed for thousands.
+func TestRingsAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	needFUSE(t)
+	if _, err := os.Stat(uring.EnableParameter); err != nil {
+		t.Skip("FUSE over io_uring needs Linux 6.14")
+	}
+	r := newRig(t, func(o *Options) { o.Transport = TransportURing })
+	if r.rings == nil {
+		t.Fatal("the mount fell back to /dev/fuse")
+	}
+	r.child("fill", testVolume) // every page of the map is there
+	var before, after runtime.MemStats
+	for _, measured := range []bool{false, true} {
+		c := r.start("many", testVolume, "wait")
+		r.ready(c)
+		runtime.ReadMemStats(&before)
+		if _, err := c.stdin.Write([]byte("g")); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the requests to be done", func() bool { return strings.Contains(c.out.String(), "done") })
+		runtime.ReadMemStats(&after)
+		if out, err := c.finish(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		n := after.Mallocs - before.Mallocs
+		t.Logf("%d allocations beside %d requests", n, manyRequests)
+		// waitFor looks once a millisecond and allocates the text that it looks at.
+		if measured && n > manyRequests/4 {
+			t.Errorf("%d allocations beside %d requests", n, manyRequests)
+		}
 	}
 }

@@ -25,7 +25,7 @@ var scenarios = map[string]func(dir string, args []string) error{
 	"fallocate": fallocateScenario, "lseek": lseekScenario,
 	"attributes": attributesScenario, "names": namesScenario, "only": onlyScenario, "readonly": readonlyScenario,
 	"expect": expectScenario, "hold": holdScenario, "fill": fillScenario, "bigread": bigReadScenario,
-	"awaitsize": awaitSizeScenario, "asyncread": asyncReadScenario,
+	"awaitsize": awaitSizeScenario, "many": manyScenario, "asyncread": asyncReadScenario, "whole": wholeScenario,
 	"cat": func(dir string, args []string) error {
 		data, err := os.ReadFile(filepath.Join(dir, args[0]))
 		os.Stdout.Write(data)

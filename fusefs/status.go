@@ -10,14 +10,21 @@ import (
 
 // Status is what the mount is doing now.
 type Status struct {
-	Dir      string   `json:"dir"`
-	Requests uint64   `json:"requests"`
-	InFlight int      `json:"in_flight"`
-	OldestMS int64    `json:"oldest_request_ms"`
-	Opened   []Opened `json:"opened"` // image files that are open
-	Batches  uint64   `json:"batches"`
-	Workers  int      `json:"workers"`
+	Dir      string `json:"dir"`
+	Requests uint64 `json:"requests"`
+	InFlight int    `json:"in_flight"`
+	OldestMS int64  `json:"oldest_request_ms"`
+	// Waiting are the oldest requests that take longer than they should.
+	Waiting []Waiting `json:"waiting"`
+	Opened  []Opened  `json:"opened"` // image files that are open
+	Batches uint64    `json:"batches"`
+	Workers int       `json:"workers"`
+	// Transport is "uring" or "dev".
+	Transport Transport `json:"transport"`
 }
+
+// maxWaiting bounds what Status says of requests in flight.
+const maxWaiting = 8
 
 // Opened is an image file that somebody has open.
 type Opened struct {
@@ -38,7 +45,8 @@ func (s *Server) status() (Status, map[string]*opStats) {
 	n, oldest := s.disp.flying.look()
 	return Status{
 		Dir: s.dir, Requests: requests + s.tree.others.Load(), InFlight: n, OldestMS: oldest.Milliseconds(),
-		Opened: s.tree.opened(), Batches: batches, Workers: lanes,
+		Waiting: s.disp.flying.oldest(maxWaiting, stuckAfter), Opened: s.tree.opened(), Batches: batches, Workers: lanes,
+		Transport: s.Transport(),
 	}, ops
 }
 
@@ -71,12 +79,16 @@ type report struct {
 	AverageBatch float64                    `json:"average_batch"`
 	Operations   map[string]*opStats        `json:"operations"`
 	Volumes      map[string]volume.Counters `json:"volumes"` // that are open
+	Cache        any                        `json:"cache,omitempty"`
 }
 
 // StatsJSON renders all counters: what .stats holds unless Options.Stats does.
 func (s *Server) StatsJSON() []byte {
 	st, ops := s.status()
 	r := report{Status: st, Operations: ops, Volumes: make(map[string]volume.Counters)}
+	if s.opt.Cache != nil {
+		r.Cache = s.opt.Cache()
+	}
 	var data uint64
 	for _, o := range ops {
 		data += o.Requests

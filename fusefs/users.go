@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // maxUsers bounds how many users a message names.
@@ -27,7 +28,7 @@ func Users(dir string) []string {
 			users = append(users, fmt.Sprintf("the mount on %s", m.point))
 		}
 	}
-	users = append(users, processUsers(dir)...)
+	users = append(users, bounded(procLimit, func(found func(string)) { processUsers(dir, found) })...)
 	if n := len(users) - maxUsers; n > 0 {
 		users = append(users[:maxUsers], fmt.Sprintf("%d more", n))
 	}
@@ -64,7 +65,42 @@ func loopUsers(dir string) (users []string) {
 	return users
 }
 
-func processUsers(dir string) (users []string) {
+// procLimit bounds the looks into /proc. The kernel makes who reads a process's
+// mappings wait for a page fault of that process, and with a stuck mount that may
+// take for ever.
+const procLimit = 2 * time.Second
+
+// bounded collects what look finds until it returns or the limit has passed; then
+// it is left behind, with a word that not all was seen.
+func bounded(limit time.Duration, look func(found func(string))) (all []string) {
+	lines := make(chan string)
+	quit := make(chan struct{})
+	defer close(quit)
+	go func() {
+		defer close(lines)
+		look(func(s string) {
+			select {
+			case lines <- s:
+			case <-quit:
+			}
+		})
+	}()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		select {
+		case s, ok := <-lines:
+			if !ok {
+				return all
+			}
+			all = append(all, s)
+		case <-timer.C:
+			return append(all, "perhaps a process that cannot be looked at: /proc does not answer")
+		}
+	}
+}
+
+func processUsers(dir string, found func(string)) {
 	procs, _ := os.ReadDir("/proc")
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
@@ -73,10 +109,9 @@ func processUsers(dir string) (users []string) {
 		}
 		if how := usedBy(filepath.Join("/proc", p.Name()), dir); how != "" {
 			comm, _ := os.ReadFile(filepath.Join("/proc", p.Name(), "comm"))
-			users = append(users, fmt.Sprintf("%s (pid %d, %s)", bytes.TrimSpace(comm), pid, how))
+			found(fmt.Sprintf("%s (pid %d, %s)", bytes.TrimSpace(comm), pid, how))
 		}
 	}
-	return users
 }
 
 // usedBy says how the process uses dir, "" if it does not. readlink of these

@@ -130,3 +130,45 @@ func awaitSizeScenario(dir string, args []string) error {
 	}
 	return errors.New("the new size was not seen")
 }
+
+// manyRequests of one block each, from several threads, are what manyScenario
+// does after it is told to go.
+const manyRequests = 16000
+
+// manyScenario reads and writes blocks, and waits before and after.
+func manyScenario(dir string, args []string) error {
+	f, err := os.OpenFile(filepath.Join(dir, args[0]), os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	awaitGo(args)
+	const threads = 8
+	errs := make(chan error, threads)
+	for i := range threads {
+		go func() {
+			b := alignedBuffer(4096)
+			for n := range manyRequests / threads {
+				off := int64((n*threads+i)%(testSize/4096)) * 4096
+				var err error
+				if n%2 == 0 {
+					_, err = f.ReadAt(b, off)
+				} else {
+					b[0] = byte(n) | 1 // never all zeros
+					_, err = f.WriteAt(b, off)
+				}
+				if err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range threads {
+		err = errors.Join(err, <-errs)
+	}
+	fmt.Println("done")
+	untilStdinEnds()
+	return err
+}

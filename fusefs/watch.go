@@ -10,10 +10,15 @@ type watchdog struct {
 	once sync.Once
 	quit chan struct{}
 	gone chan struct{}
+	// stuck belongs to the watchdog's goroutine.
+	stuck stuckLog
 }
 
 const (
 	watchEvery = 100 * time.Millisecond
+	// watchIdle is how often it looks while nothing is in flight: each look wakes
+	// two threads, and an idle daemon should cost nothing.
+	watchIdle = time.Second
 	// stuckAfter is how long a batch may take before what queues behind it gets
 	// another worker. A slow store (latency of 20 ms, several rounds per batch)
 	// stays far below; a server that does not answer is far above.
@@ -25,21 +30,35 @@ const (
 
 func (w *watchdog) start(s *Server) {
 	w.quit, w.gone = make(chan struct{}), make(chan struct{})
+	w.stuck.limit = stuckWarn
 	go func() {
 		defer close(w.gone)
-		tick := time.NewTicker(watchEvery)
+		tick := time.NewTimer(watchEvery)
 		defer tick.Stop()
 		for {
 			select {
 			case <-w.quit:
 				return
 			case <-tick.C:
-				s.disp.relieve(&s.disp.fast)
-				s.disp.relieve(&s.disp.slow)
-				s.lookForAbort()
+				contained(s.tree.quiet.log, "looking after stuck requests", s.look)
+				next := watchIdle
+				if n, _ := s.disp.flying.look(); n > 0 {
+					next = watchEvery
+				}
+				tick.Reset(next)
 			}
 		}
 	}()
+}
+
+// look is one round of the watchdog.
+func (s *Server) look() {
+	s.disp.relieve(&s.disp.fast)
+	s.disp.relieve(&s.disp.bulk)
+	s.disp.relieve(&s.disp.slow)
+	s.disp.relieve(&s.disp.silent)
+	s.lookForAbort()
+	s.watch.stuck.tell(&s.disp.flying, s.opt.Log)
 }
 
 func (w *watchdog) stop() {
@@ -62,11 +81,12 @@ func (d *dispatcher) relieve(g *group) {
 			l.stuck.Store(false)
 			continue
 		}
-		if len(*g.lanes.Load()) >= maxLanes {
+		if len(*g.lanes.Load()) >= d.lanesMax {
 			continue
 		}
 		if first, last, n := l.relieve(); n > 0 {
 			spare := newLane(d)
+			spare.stays = l.stays
 			spare.adopt(first, last, n)
 			g.add(spare)
 		}

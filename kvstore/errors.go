@@ -46,6 +46,19 @@ var (
 	ErrClosed = errors.New("closed")
 )
 
+// ErrPending is the result of an operation that has none yet: see Channel.Try.
+var ErrPending = errors.New("not answered yet")
+
+// Prompt is embedded by stores whose servers are never silent, because they are
+// in this process.
+type Prompt struct{}
+
+// Silent implements Store.
+func (Prompt) Silent(Key) bool { return false }
+
+// AnySilent implements Store.
+func (Prompt) AnySilent() bool { return false }
+
 // OpError says what failed, on what. It wraps one of the sentinels above.
 type OpError struct {
 	Op     string // "read", "write", "discard", "flush", "get record" ...

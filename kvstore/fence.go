@@ -25,9 +25,16 @@ func (f *Fence) OpenForEver() { f.deadline.Store(math.MaxInt64) }
 // Close lets no further write pass.
 func (f *Fence) Close() { f.deadline.Store(0) }
 
+// Deadline is until when writes may pass, in nanoseconds of Boottime; 0: not at all.
+func (f *Fence) Deadline() int64 { return f.deadline.Load() }
+
+// Closed says whether the right was given back or lost, as opposed to a deadline that
+// has passed and may be moved on. A nil Fence is never closed.
+func (f *Fence) Closed() bool { return f != nil && f.deadline.Load() == 0 }
+
 // Passes says whether a write may be sent now. A nil Fence lets all pass.
 func (f *Fence) Passes() bool {
-	if f == nil {
+	if f == nil || Unchecked {
 		return true
 	}
 	d := f.deadline.Load()

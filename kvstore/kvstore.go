@@ -104,6 +104,10 @@ type Op struct {
 	// Data is exactly BlockSize bytes: read into by Read, taken from by Write,
 	// unused by Discard. After a failed Read its content is undefined.
 	Data []byte
+	// Reader, if not 0, says that a Read may be answered from memory, and for whom:
+	// reads of one open file carry one number, by which a cache finds out that they
+	// follow on each other. With 0 the store itself is asked.
+	Reader uint32
 	// Fence, if not nil, is checked before each send of a Write or Discard, also
 	// before a retry: once it is closed the result is ErrFenced.
 	Fence *Fence
@@ -130,6 +134,17 @@ type Channel interface {
 	// ErrInvalid and is not sent; the others of its batch are not affected.
 	// Do allocates nothing on the way of success.
 	Do(ctx context.Context, ops []*Op)
+
+	// Try is Do for a caller that has others to serve: it does not stay for a
+	// server that keeps silent for longer than a short grace (a multiple of its
+	// round trip). It returns true when every operation has its result. After
+	// false some are still under way: their Err is ErrPending, they belong to the
+	// store with their buffers, and only Finish may be called on the channel.
+	Try(ctx context.Context, ops []*Op) bool
+
+	// Finish goes on with what Try left, as Do would: when it returns, the
+	// pending operations have their results. Any goroutine may call it, once.
+	Finish(ctx context.Context)
 
 	// Flush makes every operation that was acknowledged before the call, on any
 	// channel, as stable as Properties.Durability says, or says why it cannot.
@@ -187,6 +202,13 @@ type Store interface {
 	// Inspect looks for settings that endanger data or speed. An error means
 	// that it could not look.
 	Inspect(ctx context.Context) ([]Finding, error)
+
+	// Silent says whether the server of a key left requests unanswered for
+	// longer than the grace of Try and has not been heard of since. AnySilent says
+	// whether there is such a server at all. Both cost an atomic load or two; they
+	// are hints, for callers that would rather not wait behind such a server.
+	Silent(k Key) bool
+	AnySilent() bool
 
 	// Locate says where a key is and how to look at it by hand.
 	Locate(k Key) Location
@@ -249,7 +271,7 @@ type Properties struct {
 	// Expects: Present, Absent, Same and Versioned are honoured. Otherwise only
 	// Any is allowed, the others being ErrUnsupported.
 	Expects bool
-	// Checksums: a corrupt or foreign block is ErrCorrupt.
+	// Checksums: a corrupt or foreign block is ErrCorrupt, as a CorruptError.
 	Checksums bool
 	// DiscardExtents: a Discard may cover many blocks in O(extent).
 	DiscardExtents bool

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	goloop "github.com/freddierice/go-losetup"
 )
@@ -18,18 +19,66 @@ func Users(device string) []string {
 	if err != nil {
 		return nil
 	}
-	return append(claims(n), openers(n, -1)...)
+	list, whole := claimsSoon(n)
+	more, all := openersSoon(n, -1)
+	list = append(list, more...)
+	if !whole || !all {
+		list = append(list, "perhaps used by a process that cannot be looked at: /proc does not answer")
+	}
+	return list
+}
+
+// procLimit bounds the looks into /proc, which may wait for a process that is
+// stuck on a dead disk.
+const procLimit = 2 * time.Second
+
+// bounded collects what look finds until it returns or the limit has passed; then
+// it is left behind, and not all was seen.
+func bounded(limit time.Duration, look func(found func(string))) (all []string, whole bool) {
+	lines := make(chan string)
+	quit := make(chan struct{})
+	defer close(quit)
+	go func() {
+		defer close(lines)
+		look(func(s string) {
+			select {
+			case lines <- s:
+			case <-quit:
+			}
+		})
+	}()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		select {
+		case s, ok := <-lines:
+			if !ok {
+				return all, true
+			}
+			all = append(all, s)
+		case <-timer.C:
+			return all, false
+		}
+	}
 }
 
 // claims are the users that will not go away by themselves: mounts in any mount
 // namespace, swap, and devices on top.
 func claims(number int) []string {
-	var list []string
+	list, _ := claimsSoon(number)
+	return list
+}
+
+func claimsSoon(number int) (list []string, whole bool) {
+	return bounded(procLimit, func(found func(string)) { findClaims(number, found) })
+}
+
+func findClaims(number int, found func(string)) {
 	seen := map[string]bool{}
 	add := func(s string) {
 		if !seen[s] {
 			seen[s] = true
-			list = append(list, s)
+			found(s)
 		}
 	}
 	device, majorMinor := devicePath(number), fmt.Sprintf("%d:%d", goloop.Major, number)
@@ -65,14 +114,21 @@ func claims(number int) []string {
 			add("held by /dev/" + h.Name())
 		}
 	}
-	return list
 }
 
 // openers are the processes that have the device open; ownFD of this process is
 // left out. It reads the links in /proc only: a stat would touch what they name.
 func openers(number, ownFD int) []string {
+	list, _ := openersSoon(number, ownFD)
+	return list
+}
+
+func openersSoon(number, ownFD int) (list []string, whole bool) {
+	return bounded(procLimit, func(found func(string)) { findOpeners(number, ownFD, found) })
+}
+
+func findOpeners(number, ownFD int, found func(string)) {
 	device, self := devicePath(number), strconv.Itoa(os.Getpid())
-	var list []string
 	for _, pid := range processes() {
 		dir := filepath.Join("/proc", pid, "fd")
 		fds, err := readNames(dir)
@@ -84,12 +140,11 @@ func openers(number, ownFD int) []string {
 				continue
 			}
 			if to, err := os.Readlink(filepath.Join(dir, fd)); err == nil && to == device {
-				list = append(list, "open in "+processName(pid))
+				found("open in " + processName(pid))
 				break
 			}
 		}
 	}
-	return list
 }
 
 func processes() []string {

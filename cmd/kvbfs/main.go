@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,13 +29,17 @@ type cli struct {
 	Mount   mountCmd   `cmd:"" help:"Serve the volumes of a store as files in a directory."`
 	Umount  umountCmd  `cmd:"" help:"Unmount, after everything is stored."`
 	Volume  volumeCmd  `cmd:"" help:"Create, list, resize, remove and examine volumes."`
+	Scrub   scrubCmd   `cmd:"" help:"Check that every block of a volume can be read, and free what nobody needs."`
 	Pool    poolCmd    `cmd:"" help:"Examine a pool, or forget one whose data is lost."`
 	Attach  attachCmd  `cmd:"" help:"Attach a volume to a loop device."`
 	Detach  detachCmd  `cmd:"" help:"Detach a loop device and wait until it is gone."`
 	Up      upCmd      `cmd:"" help:"Create, mount, attach, mkfs and mount a volume in one go."`
 	Down    downCmd    `cmd:"" help:"Undo up, in order."`
 	Demo    demoCmd    `cmd:"" help:"Show all of it in a scratch place, and clean up."`
+	Bench   benchCmd   `cmd:"" help:"Measure each layer's own limit and the whole, side by side."`
 	Status  statusCmd  `cmd:"" help:"Who is mounted where, and how it is doing."`
+	Abort   abortCmd   `cmd:"" help:"Give up waiting: fail what a volume, or a mount, is waiting for."`
+	Lock    lockCmd    `cmd:"" help:"Show who may write to the volumes, or take that right away."`
 	Doctor  doctorCmd  `cmd:"" help:"Look for what is missing or dangerous, with the fix for each."`
 	Unmount unmountCmd `cmd:"" hidden:"" name:"unmount-child"`
 	Version versionCmd `cmd:"" help:"Print the version."`
@@ -139,33 +144,38 @@ const sameWish = 500 * time.Millisecond
 // interruptible returns a context that ends at the first SIGINT or SIGTERM; a
 // second wish ends the process at once.
 func interruptible() (context.Context, func()) {
-	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	stop := make(chan struct{})
-	released := false
+	ctx, stop := heed(signals, time.Now, func() {
+		fmt.Fprintln(os.Stderr, "kvbfs: interrupted again: ended before everything was cleaned up")
+		os.Exit(exitInterrupted)
+	})
+	return ctx, func() {
+		signal.Stop(signals)
+		stop()
+	}
+}
+
+// heed returns a context that ends with the first signal, and calls again for one
+// that is another wish. It looks until stop is called.
+func heed(signals <-chan os.Signal, now func() time.Time, again func()) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	quit := make(chan struct{})
 	go func() {
 		var first time.Time
 		for {
 			select {
 			case <-signals:
 				if ctx.Err() == nil {
-					first = time.Now()
+					first = now()
 					cancel()
-				} else if time.Since(first) > sameWish {
-					fmt.Fprintln(os.Stderr, "kvbfs: interrupted again: ended before everything was cleaned up")
-					os.Exit(exitInterrupted)
+				} else if now().Sub(first) > sameWish {
+					again()
 				}
-			case <-stop:
+			case <-quit:
 				return
 			}
 		}
 	}()
-	return ctx, func() {
-		if !released {
-			released = true
-			signal.Stop(signals)
-			close(stop)
-		}
-	}
+	return ctx, sync.OnceFunc(func() { close(quit) })
 }

@@ -19,20 +19,25 @@ import (
 )
 
 type mountCmd struct {
-	Dir         string        `arg:"" help:"Empty directory to mount on, or /dev/fd/N of a FUSE connection that is mounted already (with -f)."`
-	Store       string        `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
-	Foreground  bool          `short:"f" help:"Stay in the foreground and log to standard error."`
-	Workers     int           `help:"Batches served in parallel. Default: one per CPU." placeholder:"N"`
-	Connections int           `help:"Connections per worker and server." default:"1" placeholder:"N"`
-	Only        []string      `help:"Serve these volumes only." placeholder:"VOL"`
-	AllowOther  bool          `help:"Let other users in (as root; else user_allow_other in /etc/fuse.conf is needed)."`
-	AllowRemove bool          `help:"Let rm in the mount remove volumes."`
-	IOTimeout   time.Duration `name:"io-timeout" help:"Give an I/O error when a server is silent for so long, as 30s. Default: wait for ever." placeholder:"D"`
-	ReadOnly    bool          `help:"Serve for reading only."`
-	Transport   string        `help:"How requests come from the kernel: dev (/dev/fuse) or uring (FUSE over io_uring, where the kernel offers it; else dev)." enum:"dev,uring" default:"dev"`
-	Dangerous   bool          `help:"Use a store that may lose data as it is set up."`
-	Debug       bool          `help:"Log every request (with -f)."`
-	ReadyFD     int           `hidden:"" help:"Descriptor on which the start is reported."`
+	Dir          string        `arg:"" help:"Empty directory to mount on, or /dev/fd/N of a FUSE connection that is mounted already (with -f)."`
+	Store        string        `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
+	Foreground   bool          `short:"f" help:"Stay in the foreground and log to standard error."`
+	Workers      int           `help:"Batches served in parallel. Default: one per CPU." placeholder:"N"`
+	Connections  int           `help:"Connections per worker and server." default:"1" placeholder:"N"`
+	CacheSize    string        `help:"Memory for blocks that were read, as 512M; 0: none. Stores of this machine need none." default:"0" placeholder:"SIZE"`
+	ReadAhead    string        `help:"How far to read ahead of who reads in sequence, into the cache; 0: not at all." default:"4M" placeholder:"SIZE"`
+	Only         []string      `help:"Serve these volumes only." placeholder:"VOL"`
+	AllowOther   bool          `help:"Let other users in (as root; else user_allow_other in /etc/fuse.conf is needed)."`
+	AllowRemove  bool          `help:"Let rm in the mount remove volumes."`
+	IOTimeout    time.Duration `name:"io-timeout" help:"Give an I/O error when a server is silent for so long, as 30s. Default: wait for ever." placeholder:"D"`
+	ReadOnly     bool          `help:"Serve for reading only."`
+	Transport    string        `help:"How requests come from the kernel: uring (FUSE over io_uring), dev (/dev/fuse), or auto: uring where the kernel and your rights allow it, else dev." enum:"auto,uring,dev" default:"auto" env:"KVBFS_TRANSPORT"`
+	MLock        bool          `name:"mlock" help:"Keep the daemon's memory from being swapped out (needs CAP_IPC_LOCK)."`
+	WaitReplicas int           `name:"wait-replicas" help:"Redis: a flush waits until N replicas have what it covers." placeholder:"N"`
+	WaitAOF      bool          `name:"wait-aof" help:"Redis 7.2: a flush waits until the append-only file is on disk (of the replicas too, with --wait-replicas)."`
+	Dangerous    bool          `help:"Use a store that may lose data as it is set up."`
+	Debug        bool          `help:"Log every request (with -f)."`
+	ReadyFD      int           `hidden:"" help:"Descriptor on which the start is reported."`
 }
 
 func (c *mountCmd) Help() string {
@@ -106,6 +111,8 @@ func (c *mountCmd) check() error {
 		return usagef("--workers must be 1 to %d", maxWorkers)
 	case c.Connections < 1 || c.Connections > maxConnections:
 		return usagef("--connections must be 1 to %d", maxConnections)
+	case c.WaitReplicas < 0 || c.WaitReplicas > maxReplicas:
+		return usagef("--wait-replicas must be 0 to %d", maxReplicas)
 	case c.IOTimeout < 0:
 		return usagef("--io-timeout must not be negative; leave it out to wait for ever")
 	case c.Debug && !c.Foreground:
@@ -113,20 +120,41 @@ func (c *mountCmd) check() error {
 	case strings.HasPrefix(c.Dir, "/dev/fd/") && !c.Foreground:
 		return usagef("a connection that is mounted already (%s) is served in the foreground only: add -f", c.Dir)
 	}
+	if err := c.checkCache(); err != nil {
+		return err
+	}
 	for _, name := range c.Only {
 		if err := pool.CheckName(name); err != nil {
 			return err
 		}
 	}
-	_, err := stack.Canonical(c.Store)
+	url, err := stack.Canonical(c.Store)
+	if err == nil && (c.WaitReplicas > 0 || c.WaitAOF) && !strings.HasPrefix(url, "redis") {
+		return usagef("--wait-replicas and --wait-aof are for Redis stores; this one is %s", url)
+	}
+	return err
+}
+
+// checkCache finds what is wrong with the sizes of the cache.
+func (c *mountCmd) checkCache() error {
+	size, err := stack.ParseSize(c.CacheSize)
+	if err == nil && size != 0 && size < minCache {
+		err = usagef("--cache-size must be 0 or at least %s", stack.FormatSize(minCache))
+	}
+	if err == nil {
+		_, err = stack.ParseSize(c.ReadAhead)
+	}
 	return err
 }
 
 const (
+	// minCache is what reading ahead for a few streams takes.
+	minCache = 1 << 20
 	// maxWorkers and maxConnections are far beyond what helps; each costs a thread
 	// or a socket per server.
 	maxWorkers     = 256
 	maxConnections = 16
+	maxReplicas    = 16
 )
 
 // childArgs are the arguments of the same mount in the foreground. A store from
@@ -141,11 +169,16 @@ func (c *mountCmd) childArgs() []string {
 	flag(c.Store != "", "--store="+c.Store)
 	flag(c.Workers > 0, "--workers="+strconv.Itoa(c.Workers))
 	flag(len(c.Only) > 0, "--only="+strings.Join(c.Only, ","))
+	flag(c.CacheSize != "" && c.CacheSize != "0", "--cache-size="+c.CacheSize)
+	flag(c.ReadAhead != "", "--read-ahead="+c.ReadAhead)
 	flag(c.AllowOther, "--allow-other")
 	flag(c.AllowRemove, "--allow-remove")
 	flag(c.IOTimeout > 0, "--io-timeout="+c.IOTimeout.String())
 	flag(c.ReadOnly, "--read-only")
+	flag(c.WaitReplicas > 0, "--wait-replicas="+strconv.Itoa(c.WaitReplicas))
+	flag(c.WaitAOF, "--wait-aof")
 	flag(c.Dangerous, "--dangerous")
+	flag(c.MLock, "--mlock")
 	return append(args, "--", c.Dir)
 }
 
@@ -154,11 +187,15 @@ func (c *mountCmd) config() daemon.Config {
 	if c.Store == "" {
 		_, source = stack.DefaultURL()
 	}
+	cacheSize, _ := stack.ParseSize(c.CacheSize) // checked
+	readAhead, _ := stack.ParseSize(c.ReadAhead)
 	return daemon.Config{
-		Stack:     stack.Config{URL: c.Store, Connections: c.Connections, Dangerous: c.Dangerous, Log: logger(os.Stderr)},
+		Stack: stack.Config{URL: c.Store, Connections: c.Connections, CacheSize: cacheSize, ReadAhead: readAhead,
+			WaitReplicas: c.WaitReplicas, WaitAOF: c.WaitAOF, Dangerous: c.Dangerous, Log: logger(os.Stderr)},
 		URLSource: source,
 		Dir:       c.Dir,
 		Version:   build().Version,
+		MLock:     c.MLock,
 		FS: fusefs.Options{
 			Only: c.Only, AllowOther: c.AllowOther, AllowRemove: c.AllowRemove, ReadOnly: c.ReadOnly,
 			Workers: c.Workers, Timeout: c.IOTimeout, Debug: c.Debug,

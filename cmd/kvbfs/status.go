@@ -97,6 +97,13 @@ func (s mountStatus) print() {
 		line("used", "%s of %s", stack.FormatSize(s.Used), stack.FormatSize(s.Capacity))
 	}
 	line("requests", "%d served, %d in flight, oldest %v", s.FS.Requests, s.FS.InFlight, time.Duration(s.FS.OldestMS)*time.Millisecond)
+	for _, w := range s.FS.Waiting {
+		line("WAITING", "%v: %s", time.Duration(w.AgeMS)*time.Millisecond, w)
+	}
+	if c := s.Cache; c != nil {
+		line("cache", "%s of %s, %.1f %% of %d blocks hit, %d read ahead (%d used)", stack.FormatSize(c.Used), stack.FormatSize(c.Capacity),
+			100*c.HitRate, c.Hits+c.Misses, c.ReadAhead.Read, c.ReadAhead.Used)
+	}
 	for _, v := range s.Volumes {
 		if v.Error != "" {
 			line("volume", "%s: %s", v.Name, v.Error)
@@ -106,8 +113,12 @@ func (s mountStatus) print() {
 		line("volume", "%s, %s, %s stored: %d reads (%s), %d writes (%s), %d flushes, %d discards, %d errors", v.Name,
 			stack.FormatSize(v.Size), stack.FormatSize(v.Allocated), c.Reads, stack.FormatSize(int64(c.ReadBytes)),
 			c.Writes, stack.FormatSize(int64(c.WriteBytes)), c.Flushes, c.Discards, c.Errors)
-		if c.LostBlocks+c.CorruptBlocks > 0 {
-			line("DAMAGED", "%s: %d blocks lost, %d corrupt", v.Name, c.LostBlocks, c.CorruptBlocks)
+		if v.FlushFails != "" {
+			line("FLUSH FAILS", "%s: %s", v.Name, v.FlushFails)
+		}
+		if c.LostBlocks+c.CorruptBlocks+c.MisplacedBlocks+c.ForeignBlocks > 0 {
+			line("DAMAGED", "%s: requests met blocks that are lost %d times, corrupt %d, misplaced %d, foreign %d; %d blocks healed; `kvbfs scrub %s` lists them",
+				v.Name, c.LostBlocks, c.CorruptBlocks, c.MisplacedBlocks, c.ForeignBlocks, c.HealedBlocks, v.Name)
 		}
 	}
 	for _, d := range s.Devices {

@@ -110,10 +110,8 @@ func (c *umountCmd) withoutDaemon(dir string) error {
 // that their users get an error instead of waiting for ever.
 func (c *umountCmd) forced(dir string, m daemon.Mount) error {
 	if f, ok := daemon.FUSEMount(dir); ok {
-		if f.Connection != "" {
-			if err := os.WriteFile(f.Connection+"/abort", []byte("1"), 0); err != nil {
-				fmt.Fprintln(os.Stderr, "kvbfs: warning: aborting the connection:", err)
-			}
+		if err := f.Abort(); err != nil {
+			fmt.Fprintln(os.Stderr, "kvbfs: warning: aborting the connection:", err)
 		}
 		if err := daemon.Detach(dir); err != nil {
 			return fmt.Errorf("taking the mount off %s: %w", dir, err)

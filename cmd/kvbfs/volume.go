@@ -17,6 +17,7 @@ type volumeCmd struct {
 	Resize volumeResizeCmd `cmd:"" help:"Change a volume's size, mounted or not."`
 	Rm     volumeRmCmd     `cmd:"" help:"Remove a volume and all of its data."`
 	Set    volumeSetCmd    `cmd:"" help:"Change settings of a volume that is mounted."`
+	Repair volumeRepairCmd `cmd:"" help:"Tell what of a volume is lost, and accept that."`
 	Where  volumeWhereCmd  `cmd:"" help:"Find the block of a byte offset in the store."`
 }
 
@@ -43,13 +44,16 @@ func (f storeFlag) open(ctx context.Context, name string, dangerous bool) (daemo
 	if stack.Private(f.Store) || url == "mem:" {
 		return nil, usagef("a store in memory lives inside its mount, and none is mounted: kvbfs mount DIR --store mem:")
 	}
-	s, err := stack.Open(ctx, stack.Config{URL: f.Store, Dangerous: dangerous, Log: func(format string, args ...any) {
-		fmt.Fprintf(os.Stderr, "kvbfs: "+format+"\n", args...)
-	}})
+	s, err := stack.Open(ctx, stack.Config{URL: f.Store, Dangerous: dangerous, Log: logToStderr})
 	if err != nil {
 		return nil, err
 	}
 	return daemon.Local{Stack: s}, nil
+}
+
+// logToStderr tells what happens in a stack of our own.
+func logToStderr(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "kvbfs: "+format+"\n", args...)
 }
 
 // choose returns the daemon that has the volume open, else the first one that

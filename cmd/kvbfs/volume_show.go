@@ -53,6 +53,9 @@ func storedText(i daemon.VolumeInfo) string {
 }
 
 func stateText(i daemon.VolumeInfo) string {
+	if i.Unaccepted {
+		return i.State + ", lost a server: see `kvbfs volume repair " + i.Name + "`"
+	}
 	if i.Damaged {
 		return i.State + ", damaged"
 	}
@@ -99,6 +102,9 @@ func (c *volumeInfoCmd) Run(g *globals) error {
 		line("durability", "%s", i.Durability)
 		line("created", "%s", i.Created.Local().Format(time.RFC3339))
 		line("generation", "%d", i.Generation)
+		for _, l := range i.Consents {
+			line("accepted", "%s", consentText(l))
+		}
 		line("layers", "%s", strings.Join(i.Layers, ", "))
 		return nil
 	})

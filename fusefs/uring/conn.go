@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -146,6 +147,7 @@ type thread struct {
 	event   int // eventfd: posted is not empty
 	posted  atomic.Pointer[Entry]
 	alive   int // entries that the kernel or the handler has
+	yields  int // how often await looks before it sleeps
 	gone    bool
 }
 
@@ -245,14 +247,10 @@ func (t *thread) loop() {
 			t.batch = b[:0]
 		}
 		t.collectPosted()
-		wait := 1
-		if t.ring.ready() > 0 {
-			wait = 0
-		}
 		if t.alive == 0 {
 			break
 		}
-		if err := t.ring.enter(wait); err != nil {
+		if err := t.await(); err != nil {
 			return // the ring is broken: closing it fails what is in flight
 		}
 		for {
@@ -263,6 +261,41 @@ func (t *thread) loop() {
 			t.complete(c)
 		}
 	}
+}
+
+// Waiting. A thread that sleeps costs its next request a wake-up, some 5 to 10 us
+// on a virtual machine, which is as much as the request itself. So a thread stays
+// awake for a while, as halt polling in KVM does: it gives the CPU to whoever
+// wants it (sched_yield) and looks again. How often adapts: it grows while requests
+// come soon after they are waited for, and falls to nothing when they do not.
+const (
+	// maxYields bounds one wait; with nothing else to run it takes some 30 us.
+	maxYields = 100
+	// shortWait: had we stayed awake, the request would have found us so.
+	shortWait = 50 * time.Microsecond
+)
+
+// await commits the replies and returns once there is something to serve.
+func (t *thread) await() error {
+	if err := t.ring.enter(0); err != nil || t.ring.ready() > 0 {
+		return err
+	}
+	for range t.yields {
+		if t.ring.due() || t.posted.Load() != nil {
+			if err := t.ring.enter(0); err != nil || t.ring.ready() > 0 || t.posted.Load() != nil {
+				t.yields = min(t.yields+4, maxYields)
+				return err
+			}
+		}
+		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	}
+	t.yields /= 2
+	began := time.Now()
+	err := t.ring.enter(1)
+	if time.Since(began) < shortWait {
+		t.yields = min(2*t.yields+8, maxYields)
+	}
+	return err
 }
 
 func (t *thread) complete(c cqe) {

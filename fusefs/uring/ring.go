@@ -13,6 +13,7 @@ import (
 const (
 	setupCQSize       = 1 << 3
 	setupSubmitAll    = 1 << 7
+	setupTaskrunFlag  = 1 << 9
 	setupSQE128       = 1 << 10
 	setupSingleIssuer = 1 << 12
 	setupDeferTaskrun = 1 << 13
@@ -20,6 +21,8 @@ const (
 	featSingleMmap = 1 << 0
 
 	enterGetEvents = 1 << 0
+
+	sqTaskrun = 1 << 2 // in the flags of the submission queue
 
 	offSQRing = 0
 	offCQRing = 0x8000000
@@ -84,6 +87,7 @@ type ring struct {
 	mem, sqMem []byte
 
 	sqHead, sqTail *uint32
+	sqFlags        *uint32
 	sqMask         uint32
 	sqes           []sqe
 	tail           uint32 // ours, published at submit
@@ -96,7 +100,7 @@ type ring struct {
 // newRing makes a ring with room for entries submissions at a time and twice as
 // many completions. It must be called on the thread that will use it.
 func newRing(entries int) (*ring, error) {
-	p := ringParams{flags: setupSQE128 | setupSubmitAll | setupSingleIssuer | setupDeferTaskrun}
+	p := ringParams{flags: setupSQE128 | setupSubmitAll | setupSingleIssuer | setupDeferTaskrun | setupTaskrunFlag}
 	fd, _, e := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
 	if e != 0 {
 		return nil, fmt.Errorf("io_uring_setup: %w", e)
@@ -118,6 +122,7 @@ func newRing(entries int) (*ring, error) {
 	}
 	at := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.mem[off])) }
 	r.sqHead, r.sqTail, r.sqMask = at(p.sqOff.head), at(p.sqOff.tail), *at(p.sqOff.ringMask)
+	r.sqFlags = at(p.sqOff.flags)
 	r.cqHead, r.cqTail, r.cqMask = at(p.cqOff.head), at(p.cqOff.tail), *at(p.cqOff.ringMask)
 	r.sqes = unsafe.Slice((*sqe)(unsafe.Pointer(&r.sqMem[0])), p.sqEntries)
 	r.cqes = unsafe.Slice((*cqe)(unsafe.Pointer(&r.mem[p.cqOff.cqes])), p.cqEntries)
@@ -173,6 +178,12 @@ func (r *ring) enter(wait int) error {
 
 // ready is how many completions wait to be reaped.
 func (r *ring) ready() int { return int(atomic.LoadUint32(r.cqTail) - *r.cqHead) }
+
+// due says whether there is something to fetch: completions, or work that the
+// kernel turns into completions at the next enter.
+func (r *ring) due() bool {
+	return r.ready() > 0 || atomic.LoadUint32(r.sqFlags)&sqTaskrun != 0
+}
 
 // pop returns the next completion.
 func (r *ring) pop() (cqe, bool) {

@@ -40,6 +40,11 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 			op.Err = err
 		case Drop:
 			op.Err = nil
+		case Late:
+			c.store.later(op)
+			op.Err = nil
+		case Panic:
+			panic("fault: planted")
 		case FailAfter:
 			c.spoil = append(c.spoil, spoiled{op, err})
 			c.on = append(c.on, op)
@@ -56,6 +61,16 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 	clear(c.on) // operations belong to the caller
 	clear(c.spoil)
 }
+
+// Try implements kvstore.Channel: faults are injected into Do, so it
+// stays, as with a store that is never silent.
+func (c *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	c.Do(ctx, ops)
+	return true
+}
+
+// Finish implements kvstore.Channel; Try leaves nothing.
+func (c *channel) Finish(context.Context) {}
 
 // Flush hands on, unless a rule hits.
 func (c *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
@@ -75,6 +90,8 @@ func (s *Store) around(t Target, f func() error) error {
 	switch a {
 	case Fail:
 		return injected
+	case Panic:
+		panic("fault: planted")
 	case Drop:
 		return nil
 	}

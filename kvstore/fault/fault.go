@@ -47,7 +47,15 @@ const (
 	// Drop acknowledges it although the store never sees it: a lie that the
 	// tests above must find.
 	Drop
+	// Late acknowledges it at once and does it lateBy later, in order: what a store
+	// does that answers before it has stored. Only for Write.
+	Late
+	// Panic panics in the caller's goroutine, as a bug would.
+	Panic
 )
+
+// lateBy is how much later a Late write is done.
+const lateBy = 300 * time.Millisecond
 
 // Hook decides about one operation; err is the answer of Fail and FailAfter. It
 // is called by several goroutines at once and must not keep op.
@@ -64,6 +72,8 @@ type Store struct {
 	hook  Hook
 	delay time.Duration
 	gate  chan struct{} // closed while open
+
+	late chan lateWrite // made by the first Late
 
 	counters counters
 }
@@ -235,6 +245,12 @@ func (s *Store) Usage(ctx context.Context) (kvstore.Usage, error) { return s.inn
 
 // Inspect is handed on.
 func (s *Store) Inspect(ctx context.Context) ([]kvstore.Finding, error) { return s.inner.Inspect(ctx) }
+
+// Silent is handed on.
+func (s *Store) Silent(k kvstore.Key) bool { return s.inner.Silent(k) }
+
+// AnySilent is handed on.
+func (s *Store) AnySilent() bool { return s.inner.AnySilent() }
 
 // Locate is handed on.
 func (s *Store) Locate(k kvstore.Key) kvstore.Location { return s.inner.Locate(k) }

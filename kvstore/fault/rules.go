@@ -41,6 +41,7 @@ type Rule struct {
 	Layer  kvstore.LayerID // 0: all
 	// From and To bound Key.Number, both inclusive; To 0: no upper bound.
 	From, To uint64
+	Present  bool // only writes that expect the block to be there
 	// Skip lets that many matching operations pass first.
 	Skip uint64
 	// Nth hits each nth one of those that match; 0 means 1: each.
@@ -64,7 +65,7 @@ type armed struct {
 func (s *Store) match(t Target, op *kvstore.Op) (Action, error) {
 	for i := range s.rules {
 		r := &s.rules[i]
-		if r.Target != t || op != nil && !r.about(op.Key) {
+		if r.Target != t || op != nil && (!r.about(op.Key) || r.Present && op.Expect != kvstore.Present) {
 			continue
 		}
 		r.seen++
@@ -93,6 +94,7 @@ func (r *Rule) about(k kvstore.Key) bool {
 //	write kind=map skip=3 times=1 failafter=timeout
 //	flush fail=serverlost; control nth=5 fail=unreachable
 //	discard layer=00c0ffee from=10 to=20 drop
+//	write kind=block present late; write nth=97 panic
 //
 // The words of errors are those of kvstore without Err, in small letters. Empty
 // lines and what follows a # are skipped.
@@ -132,6 +134,12 @@ func parseRule(words []string) (r Rule, err error) {
 		switch name {
 		case "drop":
 			r.Action = Drop
+		case "late":
+			r.Action = Late
+		case "panic":
+			r.Action = Panic
+		case "present":
+			r.Present = true
 		case "fail", "failafter":
 			r.Action = Fail
 			if name == "failafter" {
@@ -163,7 +171,7 @@ func parseRule(words []string) (r Rule, err error) {
 		}
 	}
 	if r.Action == Pass {
-		return r, fmt.Errorf("it says not what happens: drop, fail=ERROR or failafter=ERROR")
+		return r, fmt.Errorf("it says not what happens: drop, late, panic, fail=ERROR or failafter=ERROR")
 	}
 	return r, nil
 }

@@ -17,6 +17,8 @@ type channel struct {
 	proven bool         // the sentinel was seen
 	closed bool
 
+	seen []uint32 // state of each block of the run before it was read
+
 	// later holds the runs of the batch in work that must wait for the disk.
 	later []span
 }
@@ -70,6 +72,15 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 	}
 }
 
+// Try implements kvstore.Channel: a local file system is never silent, only slow.
+func (c *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	c.Do(ctx, ops)
+	return true
+}
+
+// Finish implements kvstore.Channel; Try leaves nothing.
+func (c *channel) Finish(context.Context) {}
+
 // readCached reads a run if that takes no waiting. Else it is false, the results
 // are not set, and the kernel has begun to read.
 func (c *channel) readCached(run []*kvstore.Op) bool {
@@ -83,7 +94,11 @@ func (c *channel) readCached(run []*kvstore.Op) bool {
 	}
 	c.fill(run)
 	off, size := int64(run[0].Key.Number)*kvstore.BlockSize, len(run)*kvstore.BlockSize
+	c.look(l, run)
 	n, err := preadvCached(l.fd, c.iov, off)
+	if n == size {
+		c.lookAgain(l, run)
+	}
 	clear(c.iov)
 	switch {
 	case n == size:
@@ -207,8 +222,13 @@ func (c *channel) transfer(run []*kvstore.Op) {
 	defer l.mu.RUnlock()
 	c.fill(run)
 	if run[0].Code == kvstore.Read {
+		c.look(l, run)
 		c.read(l, run)
+		c.lookAgain(l, run)
 	} else {
+		first, n := run[0].Key.Number, uint64(len(run))
+		l.begin(first, n)
+		defer l.end(first, n) // also if it panics: reads would wait for ever
 		c.write(l, run)
 	}
 	clear(c.iov) // the buffers are the caller's again
@@ -282,15 +302,23 @@ func (c *channel) discard(op *kvstore.Op) error {
 	}
 	defer l.mu.RUnlock()
 	off := int64(op.Key.Number) * kvstore.BlockSize
-	size := max(int64(op.Count), 1) * kvstore.BlockSize
+	count := max(uint64(op.Count), 1)
+	size := int64(count) * kvstore.BlockSize
 	if !l.noPunch.Load() {
-		err = punch(l.fd, off, size)
+		err = l.punch(op.Key.Number, count)
 		if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
 			l.noPunch.Store(true)
 		}
 	}
-	if l.noPunch.Load() {
-		err = zero(l.fd, off, size)
+	for done := int64(0); l.noPunch.Load() && done < size; done += edge * kvstore.BlockSize {
+		n := min(size-done, edge*kvstore.BlockSize)
+		first := op.Key.Number + uint64(done)/kvstore.BlockSize
+		l.begin(first, uint64(n)/kvstore.BlockSize)
+		err = zero(l.fd, off+done, n)
+		l.end(first, uint64(n)/kvstore.BlockSize)
+		if err != nil {
+			break
+		}
 	}
 	if err != nil {
 		return c.opError(op, classify(err, kvstore.ErrUnreachable))

@@ -49,6 +49,7 @@ type Options struct {
 // Store is a store in a directory. Safe for concurrent use, also together with
 // other processes on the same directory.
 type Store struct {
+	kvstore.Prompt
 	dir   string // absolute
 	names []string
 	opt   Options

@@ -37,6 +37,8 @@ type layer struct {
 	// noWait is set when it does not know reads that do not wait.
 	noWait atomic.Bool
 
+	turns [turns]turn // see whole.go
+
 	flushing sync.Mutex // guards broken
 	broken   error      // the first failed fdatasync
 }

@@ -35,6 +35,15 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 	}
 }
 
+// Try implements kvstore.Channel: nothing here is ever silent.
+func (c *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	c.Do(ctx, ops)
+	return true
+}
+
+// Finish implements kvstore.Channel; Try leaves nothing.
+func (c *channel) Finish(context.Context) {}
+
 // one executes an operation.
 func (c *channel) one(op *kvstore.Op, passed **kvstore.Fence) error {
 	if err := check(op); err != nil {

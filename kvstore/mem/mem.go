@@ -49,6 +49,7 @@ type Config struct {
 
 // Store is the store. Safe for concurrent use.
 type Store struct {
+	kvstore.Prompt
 	cfg     Config
 	names   []string
 	servers []*server

@@ -80,7 +80,8 @@ func (sv *server) read(op *kvstore.Op) error {
 		return kvstore.ErrAbsent
 	}
 	if kvstore.Checksum(op.Seed, op.Key, op.Data) != e.crc {
-		return &kvstore.OpError{Op: "read", Server: sv.name, Key: op.Key, Err: kvstore.ErrCorrupt}
+		return &kvstore.OpError{Op: "read", Server: sv.name, Key: op.Key,
+			Err: &kvstore.CorruptError{Length: kvstore.BlockSize, Sum: e.crc, Mask: ^uint32(0)}}
 	}
 	if op.Versioned {
 		op.Version = e.version

@@ -105,13 +105,12 @@ func (s *Store) EnsureBallast(ctx context.Context) error {
 }
 
 func (s *Store) ensureBallast(ctx context.Context, srv *server) error {
-	var cmd []byte
+	var cmds [][]byte
 	for i := range ballastItems {
-		cmd = appendBallastAdd(cmd, i)
-		cmd = append(cmd, ballastZeros[:]...)
-		cmd = append(cmd, "\r\n"...)
+		cmd := append(appendBallastAdd(nil, i), ballastZeros[:]...)
+		cmds = append(cmds, append(cmd, "\r\n"...))
 	}
-	return srv.talk(ctx, cmd, func(in *lineReader) error {
+	return srv.talkMany(ctx, cmds, func(in *lineReader) error {
 		for i := range ballastItems {
 			line, err := in.line()
 			if err != nil {

@@ -52,15 +52,40 @@ func newChannel(s *Store, p kvstore.Placement) *channel {
 
 // Do implements kvstore.Channel.
 func (ch *channel) Do(ctx context.Context, ops []*kvstore.Op) {
+	if ch.begin(ctx, ops) {
+		ch.run(ctx, false)
+		ch.settleServers()
+	}
+}
+
+// Try implements kvstore.Channel.
+func (ch *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	if !ch.begin(ctx, ops) {
+		return true
+	}
+	if !ch.run(ctx, true) {
+		return false
+	}
+	ch.settleServers()
+	return true
+}
+
+// Finish implements kvstore.Channel.
+func (ch *channel) Finish(ctx context.Context) {
+	ch.run(ctx, false)
+	ch.settleServers()
+}
+
+// begin queues the operations; false if there is nothing to do.
+func (ch *channel) begin(ctx context.Context, ops []*kvstore.Op) bool {
 	if ch.refuse(ctx, ops) {
-		return
+		return false
 	}
 	ch.reset(len(ops))
 	// Writes first: a server that answers reads into a full socket would stop
 	// reading our writes. (Sends do not block here, so this is for speed: the
 	// server never has to wait for us.)
 	for _, op := range ops {
-		op.Err = nil
 		if op.Code == kvstore.Write {
 			ch.enter(op)
 		}
@@ -70,8 +95,7 @@ func (ch *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 			ch.enter(op)
 		}
 	}
-	ch.run(ctx)
-	ch.settleServers()
+	return true
 }
 
 // refuse answers what cannot begin at all.
@@ -104,7 +128,7 @@ func (ch *channel) reset(n int) {
 
 // enter checks an operation and queues it on a connection of its server.
 func (ch *channel) enter(op *kvstore.Op) {
-	op.Err = nil
+	op.Err = kvstore.ErrPending // until it has a result, which is never taken for success
 	if err := check(op); err != nil {
 		op.Err = opError(op, "", err)
 		return
@@ -160,8 +184,8 @@ func check(op *kvstore.Op) error {
 	return nil
 }
 
-// finish gives a request its result.
-func (ch *channel) finish(r *request, err error) {
+// complete gives a request its result.
+func (ch *channel) complete(r *request, err error) {
 	ch.pending--
 	if r.op == nil {
 		if r.step == stepSentinel && err != nil && !errors.Is(ch.flushErr, kvstore.ErrServerLost) {
@@ -173,6 +197,7 @@ func (ch *channel) finish(r *request, err error) {
 		r.op.Err = opError(r.op, r.server.addr, err)
 		return
 	}
+	r.op.Err = nil
 	if r.op.Code != kvstore.Read {
 		ch.changed[r.server.number] = true
 		if r.op.Code == kvstore.Discard && r.server.ballast.missing.Load() != 0 {
@@ -228,12 +253,17 @@ func (ch *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
 		ch.requests = append(ch.requests, request{step: stepSentinel, server: srv})
 		ch.queue(ch.conns[i*ch.per], &ch.requests[len(ch.requests)-1])
 	}
-	ch.run(ctx)
+	ch.run(ctx, false)
 	return ch.flushErr
 }
 
 // Close implements kvstore.Channel.
 func (ch *channel) Close() error {
+	if ch.pending > 0 {
+		// A panic cut Do off. What was sent of changes may still be executed.
+		ch.active = append(ch.active[:0], ch.conns...)
+		ch.abandon(kvstore.ErrPanic)
+	}
 	for _, c := range ch.conns {
 		c.disconnect(false)
 	}
@@ -241,15 +271,16 @@ func (ch *channel) Close() error {
 	return nil
 }
 
-// run drives all connections until every request has its result or ctx ends.
-func (ch *channel) run(ctx context.Context) {
+// run drives all connections until every request has its result or ctx ends. With
+// leave it returns false once a server has kept silent for its grace.
+func (ch *channel) run(ctx context.Context, leave bool) bool {
 	ch.active = ch.active[:0]
 	for _, c := range ch.conns {
 		if c.pending() {
 			ch.active = append(ch.active, c)
 		}
 	}
-	patient := true // until a server stays silent for a slice
+	patient := true // until a server stays silent for graceMin
 	var now time.Time
 	for ch.pending > 0 {
 		for _, c := range ch.active {
@@ -269,17 +300,45 @@ func (ch *channel) run(ctx context.Context) {
 				continue
 			}
 		} else {
-			ch.poll(ctx)
+			ch.poll(ctx, leave)
 		}
 		now = time.Now()
 		if ctx.Err() != nil {
 			ch.abandon(contextError(ctx))
-			return
+			return true
 		}
 		for _, c := range ch.active {
 			c.tick(now)
 		}
+		if ch.pending > 0 && ch.silent(now) && leave {
+			return false
+		}
 	}
+	return true
+}
+
+// silent notes which servers have been silent for longer than their grace, and
+// says whether all that is pending waits for such servers.
+func (ch *channel) silent(now time.Time) bool {
+	all := true
+	for _, c := range ch.active {
+		if !c.pending() {
+			continue
+		}
+		since := c.idle
+		if c.state == closed {
+			since = c.troubled
+		}
+		// What is held waits for a proof that may take long.
+		held := c.flight.len() == 0 && c.held()
+		if !held && (since.IsZero() || now.Sub(since) < c.server.grace()) {
+			all = false
+			continue
+		}
+		c.server.fallSilent()
+		c.slow = true
+	}
+	return all
 }
 
 // onlyWaiting returns a connection to wait on if nothing is left to be sent
@@ -301,8 +360,11 @@ func (ch *channel) onlyWaiting() (first *conn) {
 }
 
 // poll waits until a connection can go on, a dial is due, or a slice is over.
-func (ch *channel) poll(ctx context.Context) {
+func (ch *channel) poll(ctx context.Context, leave bool) {
 	wait := slice
+	if leave {
+		wait = graceMin
+	}
 	now := time.Now()
 	ch.fds = ch.fds[:0]
 	for _, c := range ch.active {
@@ -331,6 +393,10 @@ func (ch *channel) poll(ctx context.Context) {
 	}
 	if t, ok := ctx.Deadline(); ok {
 		wait = min(wait, max(t.Sub(now), 0))
+	}
+	if ch.store.cfg.Network != nil {
+		ch.waitLinks(wait)
+		return
 	}
 	// Rounded up, or the last millisecond before a dial would be a busy loop.
 	n, err := unix.Poll(ch.fds, int((wait+time.Millisecond-1)/time.Millisecond))

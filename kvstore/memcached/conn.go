@@ -3,7 +3,6 @@ package memcached
 import (
 	"errors"
 	"io"
-	"math/rand/v2"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +45,8 @@ type conn struct {
 	server *server
 	fd     int
 	state  connState
+	greet  *greeting // while dialling with TLS or a password
+	wire   wire      // what takes the place of the socket's own bytes; nil on plain ones
 
 	queue  fifo // not sent
 	flight fifo // sent (or being sent), replies awaited in this order
@@ -56,8 +57,9 @@ type conn struct {
 	unsent  int // vectors[unsent:] are to be sent
 	msg     unix.Msghdr
 
-	in   []byte // in[r:w] is received and not consumed
-	r, w int
+	in     []byte // in[r:w] is received and not consumed
+	r, w   int
+	direct direct // receives blocks in place instead
 
 	failures int       // dials in a row that led to nothing
 	retryAt  time.Time // earliest next dial
@@ -65,8 +67,10 @@ type conn struct {
 	troubled time.Time // first failure since the last answer; zero: none
 	lastErr  error
 	port     int        // local TCP port
+	traced   int        // 1 + its slot of the store's trace; 0: none
 	haunt    *exorcism  // must end before the next dial
 	probe    *liveProbe // runs while the connection is silent
+	slow     bool       // its server fell silent while it waited
 }
 
 func (c *conn) pending() bool { return c.queue.len() > 0 || c.flight.len() > 0 }
@@ -111,7 +115,7 @@ func (c *conn) tryDial(now time.Time) {
 		}
 		c.haunt = nil
 	}
-	fd, done, err := dial(*c.server.sockaddr.Load())
+	fd, done, err := c.dial()
 	if err != nil {
 		c.drop(err)
 		return
@@ -124,15 +128,18 @@ func (c *conn) tryDial(now time.Time) {
 
 // tryFinish looks whether the dial ended; then it asks for the sentinel.
 func (c *conn) tryFinish() {
-	pfd := [1]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLOUT}}
-	if n, err := unix.Poll(pfd[:], 0); n == 0 || err != nil {
-		return
+	if c.wire == nil {
+		pfd := [1]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLOUT}}
+		if n, err := unix.Poll(pfd[:], 0); n == 0 || err != nil {
+			return
+		}
 	}
-	if err := connected(c.fd); err != nil {
+	if err := c.connected(); err != nil {
 		c.drop(err)
 		return
 	}
-	c.port = localPort(c.fd)
+	c.port = c.localPort()
+	c.traced = 1 + c.server.store.trace.add(c.server.addr, c.port)
 	if c.server.sentinelKey == "" {
 		c.nowReady()
 		return
@@ -142,7 +149,7 @@ func (c *conn) tryFinish() {
 	iov := [1]unix.Iovec{{Base: &cmd[0]}}
 	iov[0].SetLen(len(cmd))
 	// A fresh socket has room for a line; a short send is a failed one.
-	if n, err := sendVec(c.fd, &c.msg, iov[:]); err != nil || n < len(cmd) {
+	if n, err := c.sendVec(iov[:]); err != nil || n < len(cmd) {
 		c.drop(errors.Join(errors.New("cannot send the first line"), err))
 	}
 }
@@ -165,7 +172,7 @@ func (c *conn) encode() {
 		r.more = false
 		if r.writes() && r.op.Fence != nil && r.op.Fence != passed {
 			if !r.op.Fence.Passes() {
-				c.ch.finish(r, kvstore.ErrFenced)
+				c.ch.complete(r, kvstore.ErrFenced)
 				continue
 			}
 			passed = r.op.Fence
@@ -226,7 +233,7 @@ func (c *conn) send() error {
 		} else if !c.fencesPass() {
 			return errFence
 		}
-		n, err := sendVec(c.fd, &c.msg, c.vectors[c.unsent:])
+		n, err := c.sendVec(c.vectors[c.unsent:])
 		if err == unix.EAGAIN {
 			return nil
 		}
@@ -270,19 +277,14 @@ func (c *conn) sent(n int) {
 // receive reads once, with wait for up to a slice, and takes the replies that
 // are complete. It reports whether something came.
 func (c *conn) receive(wait bool) bool {
-	if c.w == len(c.in) || c.r == c.w {
-		c.w = copy(c.in, c.in[c.r:c.w])
-		c.r = 0
+	var n int
+	var err error
+	inPlace := (c.wire == nil || c.wire.inPlace()) && c.arm()
+	if inPlace {
+		n, err = c.recvVec(c.direct.rest, wait)
+	} else {
+		n, err = c.receiveOrdinary(wait)
 	}
-	buf, whole := c.in[c.w:], false
-	if wait {
-		// The server sends each STORED on its own. Waiting for all of them at
-		// once saves a wake-up for each.
-		if n := c.expected(); n > 0 && n <= len(buf) {
-			buf, whole = buf[:n], true
-		}
-	}
-	n, err := receive(c.fd, buf, wait, whole)
 	switch {
 	case err == unix.EAGAIN:
 		return false
@@ -293,20 +295,55 @@ func (c *conn) receive(wait bool) bool {
 		c.drop(io.EOF)
 		return true
 	}
-	c.w += n
-	c.idle, c.troubled, c.probe = time.Time{}, time.Time{}, nil
-	c.server.healthy()
-	if err := c.consume(); err != nil {
+	c.answered()
+	if inPlace {
+		c.direct.received(n)
+		err = c.place()
+	} else {
+		c.w += n
+		err = c.consume()
+	}
+	if err != nil {
 		c.drop(err)
 	}
+	if c.wire != nil && c.wire.more() && c.flight.len() > 0 {
+		c.receive(false) // what TLS has read already no poll tells of
+	}
 	return true
+}
+
+// answered notes that the server said something.
+func (c *conn) answered() {
+	if c.slow {
+		c.slow = false
+		c.server.late(time.Since(c.idle))
+	}
+	c.idle, c.troubled, c.probe = time.Time{}, time.Time{}, nil
+	c.server.healthy()
+	c.server.speaks()
+}
+
+// receiveOrdinary receives into the buffer.
+func (c *conn) receiveOrdinary(wait bool) (int, error) {
+	if c.w == len(c.in) || c.r == c.w {
+		c.w = copy(c.in, c.in[c.r:c.w])
+		c.r = 0
+	}
+	buf, whole := c.in[c.w:], false
+	// The server sends each STORED on its own: waiting for all of them at once
+	// saves a wake-up for each. And no more than them is read, so that the blocks
+	// which follow can be received in place.
+	if n := c.expected(); n > 0 && n <= len(buf) {
+		buf, whole = buf[:n], wait
+	}
+	return c.recv(buf, wait, whole)
 }
 
 // minReply is the shortest reply to a write or discard: STORED, EXISTS.
 const minReply = len("STORED\r\n")
 
 // expected returns how many bytes of replies to writes will come at least before
-// anything else, 0 if there is less than two.
+// anything else.
 func (c *conn) expected() int {
 	writes := 0
 	for _, r := range c.flight.rest() {
@@ -314,9 +351,6 @@ func (c *conn) expected() int {
 			break
 		}
 		writes++
-	}
-	if writes < 2 {
-		return 0
 	}
 	return writes*minReply - (c.w - c.r)
 }
@@ -344,7 +378,7 @@ func (c *conn) consume() error {
 		switch {
 		case done:
 			c.flight.pop()
-			c.ch.finish(req, result)
+			c.ch.complete(req, result)
 		case n > 0 && req.part == 0:
 			// Settled without being done: another step, or another ballast item.
 			c.flight.pop()
@@ -416,7 +450,7 @@ func (c *conn) drop(why error) {
 		c.troubled = now
 	}
 	c.server.trouble(c.troubled, why)
-	c.retryAt = now.Add(backoff(c.failures))
+	c.retryAt = now.Add(backoff(c.failures, c.ch.store.jitter))
 	if c.failures++; c.failures >= resolveAfter {
 		c.server.resolveAgain()
 	}
@@ -427,37 +461,26 @@ func (c *conn) drop(why error) {
 func (c *conn) disconnect(haunted bool) {
 	switch {
 	case c.state == closed:
+	case c.greet != nil:
+		c.greet.abandon()
 	case haunted && c.server.network == "unix":
 		c.haunt = c.server.drain(c.fd)
 	default:
-		_ = unix.Close(c.fd)
+		c.hangUp()
 		if haunted && c.port != 0 {
-			c.haunt = c.server.exorcise(c.port)
+			c.haunt = c.server.exorcise(map[int]bool{c.port: true})
 		}
 	}
-	c.fd, c.state, c.port = -1, closed, 0
+	if c.traced > 0 {
+		var e *exorcism
+		if haunted {
+			e = c.haunt
+		}
+		c.server.forget(c.traced-1, e)
+	}
+	c.fd, c.state, c.port, c.traced, c.greet, c.wire = -1, closed, 0, 0, nil, nil
 	c.r, c.w = 0, 0
+	c.direct.n = 0
 	c.vectors, c.unsent = c.vectors[:0], 0
 	c.idle, c.probe = time.Time{}, nil
-}
-
-// failAll ends everything that is queued or in flight.
-func (c *conn) failAll(err error) {
-	for c.flight.len() > 0 {
-		c.ch.finish(c.flight.pop(), err)
-	}
-	for c.queue.len() > 0 {
-		c.ch.finish(c.queue.pop(), err)
-	}
-}
-
-// backoff: at once after the first failure, then 10 ms doubled up to a second,
-// each with a jitter so that many workers do not come back in step.
-func backoff(failures int) time.Duration {
-	if failures == 0 {
-		return 0
-	}
-	d := 10 * time.Millisecond << min(failures-1, 7)
-	d = min(d, time.Second)
-	return d/2 + rand.N(d/2+1)
 }

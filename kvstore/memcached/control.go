@@ -3,6 +3,7 @@ package memcached
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/bradfitz/gomemcache/memcache"
 
@@ -34,8 +36,31 @@ func (o onlyServer) String() string { return o.addr }
 
 // dial connects for the control plane.
 func (s *server) dial(ctx context.Context) (net.Conn, error) {
+	if n := s.store.cfg.Network; n != nil {
+		return n.Dial(ctx, s.addr)
+	}
 	d := net.Dialer{Timeout: s.store.cfg.TryTimeout}
-	return d.DialContext(ctx, s.network, s.addr)
+	line, err := d.DialContext(ctx, s.network, s.addr)
+	if err != nil || !s.greets() {
+		return line, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.store.cfg.TryTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = line.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if s.store.cfg.TLS != nil {
+		c := tls.Client(line, s.tlsConfig())
+		if err := c.HandshakeContext(ctx); err != nil {
+			line.Close()
+			return nil, untrusted(err)
+		}
+		line = c
+	}
+	if err := s.authenticate(line); err != nil {
+		line.Close()
+		return nil, err
+	}
+	return line, nil
 }
 
 // Control implements kvstore.Store.
@@ -65,7 +90,11 @@ func (c control) call(ctx context.Context, op string, number int, name string, f
 		return wrap(srv.addr, kvstore.ErrClosed)
 	}
 	result := make(chan error, 1)
-	c.s.helpers.Go(func() { result <- f(srv, key) })
+	c.s.helpers.Go(func() {
+		err := kvstore.Contain(func() error { return f(srv, key) })
+		kvstore.LogPanic(c.s.cfg.Log, op+" on memcached "+srv.addr, err)
+		result <- err
+	})
 	var err error
 	select {
 	case err = <-result:
@@ -93,6 +122,8 @@ func controlError(err error) error {
 		return kvstore.ErrInvalid
 	case isFull(err):
 		return kvstore.ErrFull
+	case strings.Contains(err.Error(), unauthenticated): // as isFull
+		return fmt.Errorf("%w: %w: it wants a user and password", kvstore.ErrUnreachable, ErrAuth)
 	}
 	return fmt.Errorf("%w: %w", kvstore.ErrUnreachable, err)
 }
@@ -102,6 +133,7 @@ func isContract(err error) bool {
 	for _, e := range []error{
 		kvstore.ErrAbsent, kvstore.ErrExists, kvstore.ErrConflict, kvstore.ErrFull, kvstore.ErrInvalid,
 		kvstore.ErrUnreachable, kvstore.ErrAborted, kvstore.ErrTimeout, kvstore.ErrUnsupported, kvstore.ErrClosed,
+		kvstore.ErrPanic,
 	} {
 		if errors.Is(err, e) {
 			return true
@@ -219,16 +251,16 @@ func (s *server) swapWithBallast(ctx context.Context, key string, version uint64
 		if !ok {
 			return kvstore.ErrFull
 		}
-		cmd := append([]byte("delete "), appendBallastKey(nil, i)...)
-		cmd = append(cmd, "\r\ncas "+key+" 0 0 "...)
+		free := append(append([]byte("delete "), appendBallastKey(nil, i)...), "\r\n"...)
+		cmd := []byte("cas " + key + " 0 0 ")
 		cmd = strconv.AppendInt(cmd, int64(len(value)), 10)
 		cmd = append(cmd, ' ')
 		cmd = strconv.AppendUint(cmd, version, 10)
 		cmd = append(append(cmd, "\r\n"...), value...)
-		cmd = appendBallastAdd(append(cmd, "\r\n"...), i)
-		cmd = append(append(cmd, ballastZeros[:]...), "\r\n"...)
+		cmd = append(cmd, "\r\n"...)
+		refill := append(append(appendBallastAdd(nil, i), ballastZeros[:]...), "\r\n"...)
 		var kinds [3]replyKind
-		err := s.talk(ctx, cmd, func(in *lineReader) error {
+		err := s.talkMany(ctx, [][]byte{free, cmd, refill}, func(in *lineReader) error {
 			for j := range kinds {
 				line, err := in.line()
 				if err != nil {

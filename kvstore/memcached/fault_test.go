@@ -168,24 +168,40 @@ func TestCorruptBlocks(t *testing.T) {
 	}
 	good := block(1)
 	flags := blockFlags(7, key(1), good)
-	for name, spoil := range map[string]func(){
-		"short":      func() { set(1, flags, good[:4000]) },
-		"empty":      func() { set(1, flags, nil) },
-		"long":       func() { set(1, flags, append(block(1), 1)) },
-		"very long":  func() { set(1, flags, make([]byte, 900<<10)) },
-		"no flags":   func() { set(1, 0, good) },
-		"other flag": func() { set(1, flags^1, good) },
-		"other data": func() { set(1, flags, block(2)) },
-		"swapped":    func() { set(1, blockFlags(7, key(2), good), good) },
-		"other seed": func() { set(1, blockFlags(8, key(1), good), good) },
+	for name, c := range map[string]struct {
+		spoil  func()
+		length int  // that the error tells
+		block  bool // with a checksum
+		origin bool // that of block 2
+	}{
+		"short":      {func() { set(1, flags, good[:4000]) }, 4000, false, false},
+		"empty":      {func() { set(1, flags, nil) }, 0, false, false},
+		"long":       {func() { set(1, flags, append(block(1), 1)) }, 4097, false, false},
+		"very long":  {func() { set(1, flags, make([]byte, 900<<10)) }, 900 << 10, false, false},
+		"no flags":   {func() { set(1, 0, good) }, 4096, false, false},
+		"other flag": {func() { set(1, flags^1, good) }, 4096, true, false},
+		"other data": {func() { set(1, flags, block(2)) }, 4096, true, false},
+		"swapped":    {func() { set(1, blockFlags(7, key(2), good), good) }, 4096, true, true},
+		"other seed": {func() { set(1, blockFlags(8, key(1), good), good) }, 4096, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			spoil()
+			c.spoil()
+			alone := []*kvstore.Op{read(1)}
+			ch.Do(bg(t), alone)
 			ops := []*kvstore.Op{read(9), read(1), read(9)}
 			ch.Do(bg(t), ops)
 			want(t, ops[0].Err, kvstore.ErrAbsent)
-			want(t, ops[1].Err, kvstore.ErrCorrupt)
 			want(t, ops[2].Err, kvstore.ErrAbsent)
+			for _, op := range []*kvstore.Op{alone[0], ops[1]} {
+				want(t, op.Err, kvstore.ErrCorrupt)
+				found := new(kvstore.CorruptError)
+				if !errors.As(op.Err, &found) || found.Length != c.length || found.Mask != 0 != c.block {
+					t.Errorf("%v (%+v)", op.Err, found)
+				}
+				if n, ok := found.Origin(7, key(2).Layer, key(2).Kind, 1000, op.Data); ok != c.origin || ok && n != key(2).Number {
+					t.Errorf("origin: %d, %v", n, ok)
+				}
+			}
 		})
 	}
 	// Corrupt or not, it can be overwritten.

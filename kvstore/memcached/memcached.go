@@ -49,6 +49,7 @@ package memcached
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -86,8 +87,18 @@ type Config struct {
 	Connections int
 	// TryTimeout: how long a try may make no progress; 0: DefaultTryTimeout.
 	TryTimeout time.Duration
+	// TLS, if not nil, is how the servers are spoken to, always. An empty
+	// ServerName: the host in each server's address must be in its certificate.
+	TLS *tls.Config
+	// Auth, if not nil, is sent first on each connection.
+	Auth *Auth
+	// Network, if not nil, takes the place of the sockets: for simulations.
+	Network Network
 	// Log receives one line per outage event. nil: discarded.
 	Log func(format string, args ...any)
+	// TraceDir, on tmpfs, is where processes of this machine leave word of their data
+	// connections, for a successor after a crash (predecessor.go). Empty: none.
+	TraceDir string
 }
 
 // Store is a set of memcached servers.
@@ -100,6 +111,8 @@ type Store struct {
 	life    context.Context
 	end     context.CancelFunc
 	helpers sync.WaitGroup
+	trace   trace
+	silent  atomic.Int32 // servers that are silent
 }
 
 var _ kvstore.Store = (*Store)(nil)
@@ -130,6 +143,7 @@ type server struct {
 	haunts atomic.Int32
 
 	outage outage
+	silence
 }
 
 // Open checks the configuration, resolves the names and returns the store. It
@@ -150,12 +164,16 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = func(string, ...any) {}
 	}
-	s := &Store{cfg: cfg, addrs: cfg.Servers}
+	s := &Store{cfg: cfg, addrs: cfg.Servers, trace: trace{dir: cfg.TraceDir}}
 	s.life, s.end = context.WithCancel(context.Background())
 	for i, addr := range cfg.Servers {
 		srv := &server{store: s, number: i, network: "tcp", addr: addr}
 		if strings.HasPrefix(addr, "/") {
 			srv.network = "unix"
+			if cfg.TLS != nil {
+				s.end()
+				return nil, fmt.Errorf("memcached: TLS on the unix socket %s: %w", addr, kvstore.ErrInvalid)
+			}
 		}
 		sa, err := resolve(ctx, srv.network, addr)
 		if err != nil {
@@ -205,6 +223,7 @@ func (s *Store) Join(p kvstore.Placement) error {
 	if !s.place.CompareAndSwap(nil, &p) {
 		return fmt.Errorf("joined already: %w", kvstore.ErrInvalid)
 	}
+	s.awaitPredecessors()
 	return nil
 }
 
@@ -238,6 +257,7 @@ func (s *Store) Allocated(context.Context, kvstore.LayerID) (uint64, error) {
 func (s *Store) Close() error {
 	s.end()
 	s.helpers.Wait()
+	s.trace.close()
 	var errs []error
 	for _, srv := range s.servers {
 		errs = append(errs, srv.client.Close())

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/kvstore"
 )
 
 // errSilent: the server answers on a new connection but not on this one.
@@ -92,7 +94,8 @@ func (s *server) help(f func(context.Context)) {
 	s.store.helpers.Add(1)
 	go func() {
 		defer s.store.helpers.Done()
-		f(s.store.life)
+		err := kvstore.Contain(func() error { f(s.store.life); return nil })
+		kvstore.LogPanic(s.store.cfg.Log, "looking after memcached "+s.addr, err)
 	}()
 }
 
@@ -132,7 +135,7 @@ func (s *server) drain(fd int) *exorcism {
 		var heard time.Time // when the server first answered elsewhere
 		asked := time.Now()
 		for buf := make([]byte, 16<<10); ctx.Err() == nil; {
-			// It waits for a slice: SO_RCVTIMEO.
+			// It waits for graceMin: SO_RCVTIMEO.
 			n, err := receive(fd, buf, true, false)
 			if n == 0 && err != unix.EAGAIN {
 				return
@@ -159,15 +162,15 @@ const (
 	exorcismLimit = 10 * time.Second
 )
 
-// exorcise begins to wait for the end of the connection from our local port.
-func (s *server) exorcise(port int) *exorcism {
+// exorcise begins to wait for the end of the connections from local ports of ours.
+func (s *server) exorcise(ports map[int]bool) *exorcism {
 	e := &exorcism{make(chan struct{})}
 	s.help(func(ctx context.Context) {
 		defer close(e.over)
 		var heard time.Time // when the server first answered
 		for pause := exorcismPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
-			listed, err := s.lists(ctx, port)
-			if err == nil && !listed {
+			listed, err := s.lists(ctx, ports)
+			if err == nil && listed == 0 {
 				return
 			}
 			var said *serverError // it answers and cannot tell
@@ -175,7 +178,11 @@ func (s *server) exorcise(port int) *exorcism {
 				heard = time.Now()
 			}
 			if !heard.IsZero() && time.Since(heard) > exorcismLimit {
-				s.store.cfg.Log("warning: memcached %s still lists a connection (local port %d) that was closed %v ago; going on without proof that it is drained", s.addr, port, exorcismLimit)
+				why := fmt.Sprintf("it still lists one, from local port %d,", listed)
+				if err != nil {
+					why = fmt.Sprintf("it cannot say (%v)", err)
+				}
+				s.store.cfg.Log("warning: memcached %s: going on after %v without proof that closed connections are drained: %s", s.addr, exorcismLimit, why)
 				return
 			}
 			select {
@@ -187,27 +194,50 @@ func (s *server) exorcise(port int) *exorcism {
 	return e
 }
 
-// lists says whether the server has a connection from a local port of ours.
-func (s *server) lists(ctx context.Context, port int) (bool, error) {
+// errNotListed: the server does not list the very connection that asks, so that a
+// port that is missing proves nothing: a proxy is in between, or an address is
+// translated.
+var errNotListed = &serverError{"connections without ours: is there a proxy in between?"}
+
+// lists returns one of some local ports of ours from which the server has a
+// connection; 0 if it has none.
+func (s *server) lists(ctx context.Context, ports map[int]bool) (listed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	listed := false
-	suffix := ":" + strconv.Itoa(port)
-	err := s.talk(ctx, []byte("stats conns\r\n"), func(in *lineReader) error {
-		ours := in.conn.LocalAddr().(*net.TCPAddr).IP.String()
+	self := false
+	err = s.talk(ctx, []byte("stats conns\r\n"), func(in *lineReader) error {
+		own := in.conn.LocalAddr().(*net.TCPAddr)
+		ours := own.IP.String()
 		return in.stats(func(name, value string) {
 			// 27:addr tcp:192.0.2.1:40000, or tcp6:[2001:db8::1]:40000
-			if strings.HasSuffix(name, ":addr") && strings.HasSuffix(value, suffix) && strings.Contains(value, ours) {
-				listed = true
+			if !strings.HasSuffix(name, ":addr") || !strings.Contains(value, ours) {
+				return
+			}
+			port, err := strconv.Atoi(value[strings.LastIndexByte(value, ':')+1:])
+			switch {
+			case err != nil:
+			case port == own.Port:
+				self = true
+			case ports[port]:
+				listed = port
 			}
 		})
 	})
+	if err == nil && listed == 0 && !self {
+		err = errNotListed
+	}
 	return listed, err
 }
 
 // talk sends a command on a connection of its own and lets read take the reply.
 // It is for what is rare; errors are ErrUnreachable.
 func (s *server) talk(ctx context.Context, cmd []byte, read func(*lineReader) error) error {
+	return s.talkMany(ctx, [][]byte{cmd}, read)
+}
+
+// talkMany sends several commands at once. They come one by one because under TLS
+// each is a write of its own, for the reason that encipher gives.
+func (s *server) talkMany(ctx context.Context, cmds [][]byte, read func(*lineReader) error) error {
 	conn, err := s.dial(ctx)
 	if err != nil {
 		return unreachable(ctx, err)
@@ -222,11 +252,19 @@ func (s *server) talk(ctx context.Context, cmd []byte, read func(*lineReader) er
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := conn.Write(cmd); err != nil {
-		return unreachable(ctx, err)
+	if s.store.cfg.TLS == nil {
+		cmds = [][]byte{bytes.Join(cmds, nil)}
+	}
+	for _, cmd := range cmds {
+		if _, err := conn.Write(cmd); err != nil {
+			return unreachable(ctx, err)
+		}
 	}
 	in := &lineReader{conn: conn, buf: make([]byte, 0, 16<<10)}
-	if err := read(in); err != nil {
+	// A reply that we cannot parse without a panic is no proof of anything.
+	err = kvstore.Contain(func() error { return read(in) })
+	kvstore.LogPanic(s.store.cfg.Log, "reading what memcached "+s.addr+" says", err)
+	if err != nil {
 		return unreachable(ctx, err)
 	}
 	return nil

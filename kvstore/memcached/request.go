@@ -279,7 +279,7 @@ func (r *request) acceptBlock(rep reply, n int, buf []byte) (int, bool, error, e
 	total := n + rep.size + len(tail)
 	if total > bufferSize {
 		// Too much to read for nothing: give the connection up.
-		return 0, true, r.wrongLength(), errMalformed
+		return 0, true, r.wrongLength(rep.size), errMalformed
 	}
 	if len(buf) < total {
 		return 0, false, nil, nil
@@ -288,7 +288,7 @@ func (r *request) acceptBlock(rep reply, n int, buf []byte) (int, bool, error, e
 		return 0, false, nil, errMalformed
 	}
 	if rep.size != kvstore.BlockSize {
-		return total, true, r.wrongLength(), nil
+		return total, true, r.wrongLength(rep.size), nil
 	}
 	return total, true, r.take(rep, buf[n:n+kvstore.BlockSize]), nil
 }
@@ -304,7 +304,7 @@ func (r *request) take(rep reply, data []byte) error {
 	}
 	copy(op.Data, data)
 	if rep.flags != blockFlags(op.Seed, op.Key, op.Data) {
-		return kvstore.ErrCorrupt
+		return corruptBlock(uint64(rep.flags))
 	}
 	if r.step == stepGets {
 		op.Version = rep.cas
@@ -312,12 +312,22 @@ func (r *request) take(rep reply, data []byte) error {
 	return nil
 }
 
+// corruptBlock is the result of meeting an item of a block's length whose flags
+// are not the block's.
+func corruptBlock(flags uint64) error {
+	e := &kvstore.CorruptError{Length: kvstore.BlockSize}
+	if flags>>31 == 1 { // the mark, and nothing above it
+		e.Sum, e.Mask = uint32(flags)&^flagsMark, ^uint32(flagsMark)
+	}
+	return e
+}
+
 // wrongLength is the result of meeting an item that is no block.
-func (r *request) wrongLength() error {
+func (r *request) wrongLength(n int) error {
 	if r.step == stepCompare {
 		return r.refusal()
 	}
-	return kvstore.ErrCorrupt
+	return &kvstore.CorruptError{Length: n}
 }
 
 // acceptSentinel takes the reply to the get of a sentinel; n is 0 if it is not

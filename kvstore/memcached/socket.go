@@ -73,7 +73,7 @@ const (
 
 // resolveAgain begins to look up the server's name, unless that was done lately.
 func (s *server) resolveAgain() {
-	now := time.Now().UnixNano()
+	now := int64(time.Since(epoch))
 	last := s.resolved.Load()
 	if s.network == "unix" || now-last < int64(resolvePause) || !s.resolved.CompareAndSwap(last, now) {
 		return
@@ -119,9 +119,9 @@ func dial(sa unix.Sockaddr) (fd int, done bool, err error) {
 }
 
 func tune(fd, family int) error {
-	// Receives may block, but only for a slice (SO_RCVTIMEO): it saves the poll
+	// Receives may block, but only for graceMin (SO_RCVTIMEO): it saves the poll
 	// before each of them. Sends never block (MSG_DONTWAIT).
-	tv := unix.NsecToTimeval(int64(slice))
+	tv := unix.NsecToTimeval(int64(graceMin))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		return err
 	}
@@ -161,6 +161,91 @@ func connected(fd int) error {
 		return syscall.Errno(n)
 	}
 	return unix.SetNonblock(fd, false)
+}
+
+// wire takes the place of a socket's own bytes: TLS over it (tls.go), or a
+// simulation (network.go). Calls are those on a socket, EAGAIN included.
+type wire interface {
+	send(iov []unix.Iovec) (int, error)
+	receive(buf []byte, wait, whole bool) (int, error)
+	// receiveVec is called only if inPlace.
+	receiveVec(iov []unix.Iovec, wait bool) (int, error)
+	inPlace() bool
+	// more says that there may be something to receive that no poll tells of.
+	more() bool
+	// hangUp ends what is the wire's own, and says whether the socket was.
+	hangUp() bool
+	port() int
+}
+
+// The methods below are where a connection touches its socket.
+
+// dial begins a connection; the descriptor becomes writable when it stands.
+func (c *conn) dial() (fd int, done bool, err error) {
+	switch {
+	case c.ch.store.cfg.Network != nil:
+		c.wire, err = c.server.link()
+		return -1, true, err
+	case !c.server.greets():
+		return dial(*c.server.sockaddr.Load())
+	}
+	if c.greet, err = c.server.greet(); err != nil {
+		return -1, false, err
+	}
+	return c.greet.bell, false, nil
+}
+
+// connected finishes a dial.
+func (c *conn) connected() error {
+	switch {
+	case c.wire != nil:
+		return nil
+	case c.greet == nil:
+		return connected(c.fd)
+	}
+	fd, w, err := c.greet.take()
+	c.fd, c.greet = fd, nil
+	if w != nil {
+		c.wire = w
+	}
+	if err != nil {
+		c.state = closed // there is nothing to be closed
+	}
+	return err
+}
+
+func (c *conn) sendVec(iov []unix.Iovec) (int, error) {
+	if c.wire != nil {
+		return c.wire.send(iov)
+	}
+	return sendVec(c.fd, &c.msg, iov)
+}
+
+func (c *conn) recv(buf []byte, wait, whole bool) (int, error) {
+	if c.wire != nil {
+		return c.wire.receive(buf, wait, whole)
+	}
+	return receive(c.fd, buf, wait, whole)
+}
+
+func (c *conn) recvVec(iov []unix.Iovec, wait bool) (int, error) {
+	if c.wire != nil {
+		return c.wire.receiveVec(iov, wait)
+	}
+	return receiveVec(c.fd, &c.direct.msg, iov, wait)
+}
+
+func (c *conn) localPort() int {
+	if c.wire != nil && c.wire.port() != 0 {
+		return c.wire.port()
+	}
+	return localPort(c.fd)
+}
+
+func (c *conn) hangUp() {
+	if c.wire == nil || !c.wire.hangUp() {
+		_ = unix.Close(c.fd)
+	}
 }
 
 // localPort returns the port of our end, 0 on a unix socket.
@@ -223,3 +308,7 @@ func receive(fd int, buf []byte, wait, whole bool) (int, error) {
 		}
 	}
 }
+
+// epoch is some time before anything began: times that are compared must not go by
+// a clock that can be set.
+var epoch = time.Now().Add(-time.Hour)

@@ -1,6 +1,7 @@
 package memcached
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/url"
@@ -18,10 +19,12 @@ const maxSocketPath = 107
 // ParseURL reads a store URL:
 //
 //	memcached://host[:11211],host2:port,[::1]:port/pool
+//	memcached+tls://...                      the same, TLS on each connection
 //	memcached+unix:///run/memcached.sock[,/run/second.sock][?pool=name]
 //
-// masked is the URL as it may be shown; memcached's text protocol has no
-// secrets, so user information is refused and masked is the canonical spelling.
+// masked is the URL as it may be shown. Passwords, keys and certificates come by
+// other ways (Config.Auth, Config.TLS), so user information is refused and masked
+// is the canonical spelling.
 func ParseURL(raw string) (cfg Config, pool string, masked string, err error) {
 	scheme, rest, ok := strings.Cut(raw, "://")
 	if !ok {
@@ -32,12 +35,16 @@ func ParseURL(raw string) (cfg Config, pool string, masked string, err error) {
 		return cfg, "", "", fmt.Errorf("store URL %q: a fragment (#...) means nothing here", raw)
 	}
 	switch scheme {
-	case "memcached":
+	case "memcached", "memcached+tls":
+		if scheme == "memcached+tls" {
+			// The caller says whom to trust; without that Open trusts whom the system does.
+			cfg.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
 		if hasQuery {
 			return cfg, "", "", fmt.Errorf("store URL %q: no ?options here; the pool is the path: memcached://host/pool", raw)
 		}
 		cfg.Servers, pool, err = parseHosts(rest)
-		masked = "memcached://" + strings.Join(cfg.Servers, ",")
+		masked = scheme + "://" + strings.Join(cfg.Servers, ",")
 		if pool != "" {
 			masked += "/" + pool
 		}
@@ -61,7 +68,7 @@ func ParseURL(raw string) (cfg Config, pool string, masked string, err error) {
 
 func parseHosts(rest string) (servers []string, pool string, err error) {
 	if strings.Contains(rest, "@") {
-		return nil, "", fmt.Errorf("user and password are not supported: memcached's text protocol takes none")
+		return nil, "", fmt.Errorf("no user and password in the URL: KVBFS_MEMCACHED_AUTH_FILE names a file that holds user:password")
 	}
 	hosts, pool, _ := strings.Cut(rest, "/")
 	pool = strings.TrimSuffix(pool, "/")

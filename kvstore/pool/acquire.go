@@ -76,7 +76,7 @@ func (a *acquisition) mayTake(r *leaseRecord, old stored) bool {
 			return true // our own, stored by a try that did not learn it
 		}
 	}
-	if !held || a.gone(at) {
+	if !held || a.opt.steal || a.gone(at) {
 		return true
 	}
 	if a.seenSince == 0 || !bytes.Equal(a.seen, old.raw.Value) {

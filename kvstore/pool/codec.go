@@ -39,10 +39,11 @@ const (
 	kindCatalogue
 	kindVolume
 	kindLease
+	kindConsents
 )
 
 func (k recordKind) String() string {
-	names := [...]string{"?", "pool", "sentinel", "catalogue", "volume", "lease"}
+	names := [...]string{"?", "pool", "sentinel", "catalogue", "volume", "lease", "consents"}
 	if int(k) < len(names) {
 		return names[k]
 	}

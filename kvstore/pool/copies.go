@@ -55,6 +55,8 @@ func (p *Pool) load(ctx context.Context, t *table, name string, kind recordKind)
 		return stored{}, copyErr
 	case !ok:
 		return stored{}, err
+	case p.looking:
+		return copy, nil
 	}
 	if repairErr := p.replace(ctx, t.master, name, s.raw, copy.raw.Value); repairErr != nil &&
 		!errors.Is(repairErr, kvstore.ErrConflict) && !errors.Is(repairErr, kvstore.ErrExists) {

@@ -41,6 +41,9 @@ func (p *Pool) find(ctx context.Context) (*table, error) {
 	if err := p.verify(ctx, t, mem); err != nil {
 		return nil, err
 	}
+	if p.opt.Damaged {
+		return t, p.join(t, mem)
+	}
 	h, _, _ := unseal(p.poolName(), kindPool, raw)
 	for i := range p.servers {
 		if err := p.copyTo(ctx, i, p.poolName(), h, raw); err != nil {
@@ -52,8 +55,10 @@ func (p *Pool) find(ctx context.Context) (*table, error) {
 
 // join makes t the pool's table and tells the store. p.formatMu is held.
 func (p *Pool) join(t *table, mem *memory) error {
-	if err := p.remember(mem, t.record); err != nil {
-		return err
+	if !p.opt.Damaged {
+		if err := p.remember(mem, t.record); err != nil {
+			return err
+		}
 	}
 	p.table.Store(t)
 	if err := p.st.Join(p); err != nil {
@@ -128,20 +133,15 @@ func (p *Pool) match(r *poolRecord) ([]int, error) {
 
 // verify compares every server's sentinel with the record and with the memory.
 func (p *Pool) verify(ctx context.Context, t *table, mem *memory) error {
-	for i, s := range t.record.servers {
-		number := slices.IndexFunc(t.sentinels, func(v []byte) bool { return string(v) == string(sentinelValue(t.name, s.sentinel)) })
-		got, err := p.ctl.Get(ctx, number, t.name)
+	for i := range t.record.servers {
+		why, err := p.lostSentinel(ctx, t, i, mem)
 		switch {
-		case errors.Is(err, kvstore.ErrAbsent):
-			return p.forgotten(true, "server %s lost its sentinel: it was emptied or replaced", p.servers[number])
 		case err != nil:
 			return err
-		case string(got.Value) != string(t.sentinels[number]):
-			return p.forgotten(true, "server %s has another sentinel: it was emptied or replaced, or its record is corrupt", p.servers[number])
-		}
-		if mem != nil && i < len(mem.Servers) && len(mem.Servers) == len(t.record.servers) &&
-			mem.Servers[i].Sentinel != hex.EncodeToString(s.sentinel[:]) {
-			return p.forgotten(true, "server %s has another sentinel than is remembered: it was emptied or replaced", p.servers[number])
+		case why != "" && p.opt.Damaged:
+			p.lost = append(p.lost, t.numbers[i])
+		case why != "":
+			return p.forgotten(true, "server %s %s", p.servers[t.numbers[i]], why)
 		}
 	}
 	return nil

@@ -220,10 +220,10 @@ func TestLostPoolRecordIsPutBack(t *testing.T) {
 }
 
 func TestSlotsAreEven(t *testing.T) {
-	var count [slotCount]int
-	const n = slotCount * 64
+	var count [Slots]int
+	const n = Slots * 64
 	for i := range uint64(n) {
-		count[slotOf(kvstore.Key{Layer: 0x1234567, Number: i * 32})]++
+		count[SlotOf(kvstore.Key{Layer: 0x1234567, Number: i * 32})]++
 	}
 	for slot, c := range count { // 64 expected, standard deviation 8
 		if c < 16 || c > 128 {

@@ -48,6 +48,9 @@ type LeaseOptions struct {
 	Wait time.Duration
 	// Notify, if not nil, is told what Acquire waits for.
 	Notify func(msg string)
+
+	// steal takes the lease whoever has it: Break.
+	steal bool
 }
 
 // DefaultTTL bounds how long a crashed machine keeps a volume from others.
@@ -66,7 +69,8 @@ type Holder struct {
 	PID        int
 	Since      time.Time
 	Generation uint64
-	SameHost   bool // this machine, this boot
+	SameHost   bool          // this machine, this boot
+	TTL        time.Duration // after which it runs out unless it is renewed
 }
 
 // Lease is the right to write to one volume. It renews itself until released.
@@ -212,7 +216,7 @@ func (p *Pool) Holder(ctx context.Context, volume string) (h Holder, ok bool, er
 }
 
 func (p *Pool) holder(r *leaseRecord) Holder {
-	return Holder{ID: r.holder, Host: r.hostname, PID: int(r.pid), Since: r.since, Generation: r.generation, SameHost: r.at == p.host}
+	return Holder{ID: r.holder, Host: r.hostname, PID: int(r.pid), Since: r.since, Generation: r.generation, SameHost: r.at == p.host, TTL: r.ttl}
 }
 
 // heldError says who has a volume and what to do.

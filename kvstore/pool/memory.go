@@ -16,10 +16,13 @@ import (
 // memory is what the state directory keeps of one pool, as JSON in
 // pools/<hash of URL and name>.json.
 type memory struct {
-	Format  int            `json:"format"` // memoryFormat
-	URL     string         `json:"url"`    // masked: no secrets
-	Name    string         `json:"name"`   // of the pool on its servers
-	UUID    string         `json:"uuid"`   // 32 hexadecimal digits
+	Format int    `json:"format"` // memoryFormat
+	URL    string `json:"url"`    // masked: no secrets
+	Name   string `json:"name"`   // of the pool on its servers
+	UUID   string `json:"uuid"`   // 32 hexadecimal digits
+	// Version of the pool record: it rises when a lost server is accepted, here or
+	// by somebody else. Absent: 1.
+	Version uint64         `json:"version,omitempty"`
 	Servers []memoryServer `json:"servers"`
 }
 
@@ -87,10 +90,13 @@ func (p *Pool) remember(old *memory, r *poolRecord) error {
 		return nil
 	}
 	m := &memory{Format: memoryFormat, URL: p.opt.URL, Name: p.opt.Name, UUID: hex.EncodeToString(r.uuid[:])}
+	if r.version > 1 {
+		m.Version = r.version
+	}
 	for _, s := range r.servers {
 		m.Servers = append(m.Servers, memoryServer{s.address, hex.EncodeToString(s.sentinel[:])})
 	}
-	if old != nil && old.UUID == m.UUID && slices.Equal(old.Servers, m.Servers) {
+	if old != nil && old.UUID == m.UUID && max(old.Version, 1) == max(m.Version, 1) && slices.Equal(old.Servers, m.Servers) {
 		return nil
 	}
 	text, err := json.MarshalIndent(m, "", "\t")
@@ -169,7 +175,8 @@ func Forget(stateDir, url string) error {
 func (p *Pool) forgotten(partly bool, format string, args ...any) error {
 	cure := "start the server that has its data, or restore it"
 	if partly {
-		cure += "; or, to give up all data of the pool, empty all of its servers and run"
+		cure += ", or see what is lost with it by `kvbfs volume repair NAME --store " + p.opt.URL + "`" +
+			"; or, to give up all data of the pool, empty all of its servers and run"
 	} else {
 		cure += "; or, to give up all data of the pool, run"
 	}

@@ -11,7 +11,7 @@ import (
 const DefaultName = "default"
 
 // maxName is the longest name of a volume or pool. With it the longest control
-// name, "kvbfs:POOL:volume:UUID", has 110 bytes; memcached takes 250.
+// name, "kvbfs:POOL:consents:UUID", has 112 bytes; memcached takes 250.
 const maxName = 64
 
 // CheckName says whether s may name a volume: [A-Za-z0-9][A-Za-z0-9._-]{0,63}.
@@ -60,6 +60,10 @@ func (p *Pool) catalogueName() string { return p.recordName("catalogue") }
 
 func (p *Pool) volumeName(uuid [16]byte) string {
 	return p.recordName("volume:" + hex.EncodeToString(uuid[:]))
+}
+
+func (p *Pool) consentsName(uuid [16]byte) string {
+	return p.recordName("consents:" + hex.EncodeToString(uuid[:]))
 }
 
 func (p *Pool) leaseName(uuid [16]byte) string {

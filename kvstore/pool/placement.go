@@ -13,8 +13,9 @@ import (
 // it.
 type table struct {
 	record    *poolRecord
-	master    int // server number of the record's first server
-	slots     [slotCount]uint16
+	master    int   // server number of the record's first server
+	numbers   []int // server number of each of the record's servers
+	slots     [Slots]uint16
 	name      string   // of the sentinels
 	sentinels [][]byte // by server number
 }
@@ -22,7 +23,7 @@ type table struct {
 // newTable builds a table. numbers[i] is the store's number of the record's
 // server i.
 func newTable(r *poolRecord, numbers []int, sentinelName string) *table {
-	t := &table{record: r, master: numbers[0], name: sentinelName, sentinels: make([][]byte, len(numbers))}
+	t := &table{record: r, master: numbers[0], numbers: numbers, name: sentinelName, sentinels: make([][]byte, len(numbers))}
 	for i, n := range numbers {
 		t.sentinels[n] = sentinelValue(sentinelName, r.servers[i].sentinel)
 	}
@@ -32,15 +33,18 @@ func newTable(r *poolRecord, numbers []int, sentinelName string) *table {
 	return t
 }
 
-// blocksPerPlace keeps 32 blocks, 128 KiB, on one server: a read-ahead window or
-// a large request of FUSE then goes out in few batches.
-const blocksPerPlaceBits = 5
+// SlotBlocks is how many consecutive blocks share a slot, hence a server: 128 KiB,
+// so that a read-ahead window or a large request of FUSE goes out in few batches.
+const (
+	SlotBlocks = 1 << slotBits
+	slotBits   = 5
+)
 
-// slotOf is the placement function. It is part of the format.
-func slotOf(k kvstore.Key) int {
+// SlotOf is the placement function. It is part of the format.
+func SlotOf(k kvstore.Key) int {
 	n := k.Number
 	if k.Kind == kvstore.KindBlock {
-		n >>= blocksPerPlaceBits
+		n >>= slotBits
 	}
 	h := mix(uint64(k.Kind)<<56 | n&kvstore.MaxNumber)
 	return int(mix(h+uint64(k.Layer)*0x9e3779b97f4a7c15) >> 52)
@@ -64,11 +68,11 @@ func (p *Pool) Server(k kvstore.Key) int {
 	if t == nil {
 		return 0
 	}
-	return int(t.slots[slotOf(k)])
+	return int(t.slots[SlotOf(k)])
 }
 
 // Slot returns the slot of a key, for people.
-func (p *Pool) Slot(k kvstore.Key) int { return slotOf(k) }
+func (p *Pool) Slot(k kvstore.Key) int { return SlotOf(k) }
 
 // Sentinel implements kvstore.Placement. The value is shared: do not change it.
 func (p *Pool) Sentinel(server int) (string, []byte) {

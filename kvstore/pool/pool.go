@@ -82,6 +82,11 @@ type Options struct {
 	StateDir string
 	// RuntimeDir is on tmpfs: it holds this machine's host id until reboot.
 	RuntimeDir string
+	// Log receives what a user should know of. nil: discarded.
+	Log func(format string, args ...any)
+	// Damaged opens the pool although servers lost their sentinels, to look at what
+	// is lost: see Lost. Nothing is written, nor remembered.
+	Damaged bool
 }
 
 // Pool is an opened pool. Safe for concurrent use. It implements
@@ -94,6 +99,10 @@ type Pool struct {
 	host    hostID
 
 	table atomic.Pointer[table] // nil until formatted
+	lost  []int                 // set by Open; with Options.Damaged only
+	// looking: nothing may be written. Until AcceptLost, which nobody calls beside
+	// anything else.
+	looking bool
 
 	formatMu sync.Mutex // held while the pool is looked for or made, over I/O
 
@@ -121,7 +130,7 @@ func Open(ctx context.Context, st kvstore.Store, opt Options) (*Pool, error) {
 		return nil, err
 	}
 	p := &Pool{st: st, ctl: st.Control(), opt: opt, servers: st.Servers(), host: host,
-		creating: map[string][16]byte{}, leases: map[*Lease]struct{}{}}
+		looking: opt.Damaged, creating: map[string][16]byte{}, leases: map[*Lease]struct{}{}}
 	if opt.URL == "" {
 		p.opt.URL = strings.Join(p.servers, ",")
 	}

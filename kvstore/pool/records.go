@@ -16,8 +16,10 @@ const (
 	maxLayers   = 4096
 	maxHostname = 255
 	maxTTL      = time.Hour
-	slotCount   = 4096
 )
+
+// Slots is the number of slots of every pool; each slot is on one server.
+const Slots = 4096
 
 // member is a server as the pool record knows it.
 type member struct {
@@ -31,7 +33,7 @@ type poolRecord struct {
 	version uint64 // of the slot table; rises when servers or slots change
 	created time.Time
 	servers []member // sorted by address when the pool is made; the first one is the master
-	slots   [slotCount]uint16
+	slots   [Slots]uint16
 	tail    []byte // of a newer writer
 }
 
@@ -45,7 +47,7 @@ func (r *poolRecord) encode() []byte {
 		e.str16(s.address)
 		e.id(s.sentinel)
 	}
-	e.u16(slotCount)
+	e.u16(Slots)
 	for _, s := range r.slots {
 		e.u16(s)
 	}
@@ -69,8 +71,8 @@ func decodePool(h head, body []byte) (*poolRecord, error) {
 	if n == 0 {
 		d.failf("it names no server")
 	}
-	if d.u16() != slotCount {
-		d.failf("it does not have %d slots", slotCount)
+	if d.u16() != Slots {
+		d.failf("it does not have %d slots", Slots)
 	}
 	for i := range r.slots {
 		if r.slots[i] = d.u16(); int(r.slots[i]) >= n {
@@ -172,7 +174,10 @@ type lastHolder struct {
 	ttl time.Duration
 }
 
-const flagDamaged = 1
+const (
+	flagDamaged    = 1
+	flagUnaccepted = 2
+)
 
 func encodeVolume(v *Volume) []byte {
 	var e encoder
@@ -182,6 +187,9 @@ func encodeVolume(v *Volume) []byte {
 	var flags uint8
 	if v.Damaged {
 		flags |= flagDamaged
+	}
+	if v.Unaccepted {
+		flags |= flagUnaccepted
 	}
 	e.u8(flags)
 	e.u64(uint64(v.Size))
@@ -206,7 +214,7 @@ func decodeVolume(h head, body []byte) (*Volume, error) {
 	v := &Volume{Name: d.str8(), UUID: d.id(), State: State(d.u8()),
 		Compat: h.compat, ROCompat: h.roCompat, Incompat: h.incompat}
 	flags := d.u8()
-	v.Damaged = flags&flagDamaged != 0
+	v.Damaged, v.Unaccepted = flags&flagDamaged != 0, flags&flagUnaccepted != 0
 	v.Size = int64(d.u64())
 	v.MapHeight = d.u8()
 	v.Created = decodeTime(d.u64())
@@ -222,7 +230,7 @@ func decodeVolume(h head, body []byte) (*Volume, error) {
 		d.failf("it has a bad name")
 	case v.State < Creating || v.State > Removing:
 		d.failf("it has the unknown state %d", v.State)
-	case flags&^flagDamaged != 0:
+	case flags&^(flagDamaged|flagUnaccepted) != 0:
 		d.failf("it has the unknown flags %#x", flags)
 	case CheckSize(v.Size) != nil:
 		d.failf("its size is wrong")

@@ -37,7 +37,12 @@ func (l *Lease) start(sent int64) bool {
 // sent.
 func (l *Lease) moveFence(sent int64) { l.fence.Open(sent + int64(l.ttl-margin(l.ttl))) }
 
-// run renews until the lease is released, lost to another holder, or abandoned.
+// maxPanics is how many renewals in a row may panic before the lease ends with an
+// error: what waits for it would else wait for ever.
+const maxPanics = 5
+
+// run renews until the lease is released, lost to another holder, or abandoned. A
+// panic in a renewal is a renewal that failed.
 func (l *Lease) run() {
 	defer func() {
 		l.cancel()
@@ -50,6 +55,7 @@ func (l *Lease) run() {
 	}()
 	timer := time.NewTimer(l.ttl / 3)
 	defer timer.Stop()
+	panics := 0
 	for {
 		var ask *freeRequest
 		select {
@@ -62,7 +68,8 @@ func (l *Lease) run() {
 			return
 		}
 		if ask != nil {
-			err := l.giveBack(ask.ctx)
+			err := kvstore.Contain(func() error { return l.giveBack(ask.ctx) })
+			kvstore.LogPanic(l.pool.opt.Log, "releasing the lease of "+l.volume.Name, err)
 			if err == nil {
 				l.end(fmt.Errorf("lease of %s was released: %w", l.volume.Name, kvstore.ErrFenced))
 			}
@@ -72,7 +79,16 @@ func (l *Lease) run() {
 			}
 		}
 		next := l.ttl / 3
-		if err := l.renew(); errors.Is(err, ErrHeld) {
+		err := kvstore.Contain(l.renew)
+		if kvstore.LogPanic(l.pool.opt.Log, "renewing the lease of "+l.volume.Name, err) {
+			if panics++; panics == maxPanics {
+				l.end(fmt.Errorf("lease of %s: %d renewals in a row ended in a panic: %w", l.volume.Name, panics, err))
+				return
+			}
+		} else {
+			panics = 0
+		}
+		if errors.Is(err, ErrHeld) {
 			l.end(err)
 			return
 		} else if err != nil {
@@ -204,6 +220,10 @@ func (l *Lease) Release(ctx context.Context) error {
 		return ended(ctx)
 	}
 }
+
+// Abandon gives the lease up as a crash does: it stays this machine's in the store
+// until it runs out, or until this machine takes it again.
+func (l *Lease) Abandon() { l.abandon() }
 
 // abandon stops the renewal and leaves the record as it is.
 func (l *Lease) abandon() {

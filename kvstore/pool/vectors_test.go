@@ -51,6 +51,8 @@ func samples() map[string][]byte {
 		p.volumeName(uuidFrom(0x30)): seal(p.volumeName(uuidFrom(0x30)), h(kindVolume), encodeVolume(vol)),
 		p.leaseName(uuidFrom(0x30)):  seal(p.leaseName(uuidFrom(0x30)), h(kindLease), lease.encode()),
 	}
+	consents := encodeConsents([]Consent{{vectorTime, 341, 2, 7, 1, "node7"}})
+	out[p.consentsName(uuidFrom(0x30))] = seal(p.consentsName(uuidFrom(0x30)), h(kindConsents), consents)
 	return out
 }
 
@@ -112,6 +114,12 @@ func recode(name string, value []byte) ([]byte, error) {
 			return nil, err
 		}
 		body = r.encode()
+	case kindConsents:
+		list, tail, err := decodeConsents(h, body)
+		if err != nil {
+			return nil, err
+		}
+		body = append(encodeConsents(list), tail...)
 	}
 	return seal(name, h, body), nil
 }

@@ -3,9 +3,9 @@ package pool
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
@@ -41,14 +41,17 @@ type Layer struct {
 
 // Volume is a volume record.
 type Volume struct {
-	Name       string
-	UUID       [16]byte
-	State      State
-	Size       int64 // bytes, a multiple of kvstore.BlockSize
-	Layers     []Layer
-	MapHeight  uint8 // levels of the presence map; 0: the store keeps presence
-	Created    time.Time
-	Damaged    bool   // data was lost; set before the first EIO is given
+	Name      string
+	UUID      [16]byte
+	State     State
+	Size      int64 // bytes, a multiple of kvstore.BlockSize
+	Layers    []Layer
+	MapHeight uint8 // levels of the presence map; 0: the store keeps presence
+	Created   time.Time
+	Damaged   bool // data was lost; set before the first EIO is given
+	// Unaccepted: a server with blocks of it was emptied and replaced, and nobody
+	// accepted the loss for this volume yet. It must not be opened.
+	Unaccepted bool
 	Generation uint64 // rises with each new holder
 	// Features that a reader must know: unknown compatible ones are ignored,
 	// unknown read-only compatible ones allow reading only, unknown incompatible
@@ -116,6 +119,9 @@ func (p *Pool) Volumes(ctx context.Context) ([]Volume, error) {
 			// Reserved a moment ago, or by a creator that crashed: nothing is there
 			// yet and the next creator takes the name over.
 		case errors.Is(err, errNoRecord) && e.state == Removing:
+			if p.looking {
+				continue
+			}
 			if err := p.dropEntry(ctx, t, e); err != nil { // what ForgetVolume does last
 				return nil, err
 			}
@@ -257,6 +263,9 @@ func (p *Pool) erase(ctx context.Context, t *table, v *Volume) error {
 	if err := p.ctl.Delete(ctx, t.master, p.leaseName(v.UUID)); err != nil {
 		return err
 	}
+	if err := p.remove(ctx, t, p.consentsName(v.UUID)); err != nil {
+		return err
+	}
 	return p.remove(ctx, t, p.volumeName(v.UUID))
 }
 
@@ -280,7 +289,8 @@ func (p *Pool) confirm(ctx context.Context, t *table, v *Volume) error {
 // layer and is not given.
 func (p *Pool) claimLayer(ctx context.Context) (Layer, error) {
 	for {
-		l := Layer{ID: kvstore.LayerID(rand.Uint32()), UUID: newID()}
+		id := newID()
+		l := Layer{ID: kvstore.LayerID(binary.BigEndian.Uint32(id[:])), UUID: newID()}
 		if l.ID == 0 {
 			continue
 		}

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync/atomic"
 	"testing"
 
@@ -16,6 +17,8 @@ type checkedStore struct {
 	before atomic.Pointer[func(ctx context.Context, ops []*kvstore.Op)]
 	after  atomic.Pointer[func(ops []*kvstore.Op)]
 	off    atomic.Bool // no checks: they allocate
+	// leave says what Try leaves to Finish; nil: a third of every other batch.
+	leave atomic.Pointer[func(op *kvstore.Op) bool]
 }
 
 func checked(t testing.TB, st kvstore.Store) *checkedStore {
@@ -34,6 +37,7 @@ type checkedChannel struct {
 	kvstore.Channel
 	s    *checkedStore
 	busy atomic.Bool
+	left []*kvstore.Op // of Try
 }
 
 func (c *checkedChannel) Do(ctx context.Context, ops []*kvstore.Op) {
@@ -41,6 +45,56 @@ func (c *checkedChannel) Do(ctx context.Context, ops []*kvstore.Op) {
 		c.Channel.Do(ctx, ops)
 		return
 	}
+	c.begin(ctx, ops)
+	c.Channel.Do(ctx, ops)
+	c.end(ops)
+}
+
+// Try leaves a part of every other batch to Finish, as if its server was silent.
+func (c *checkedChannel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	leave := c.s.leave.Load()
+	if c.s.off.Load() || leave == nil && rand.N(2) == 0 {
+		c.Do(ctx, ops)
+		return true
+	}
+	if leave == nil {
+		some := func(*kvstore.Op) bool { return rand.N(3) == 0 }
+		leave = &some
+	}
+	c.begin(ctx, ops)
+	var now []*kvstore.Op
+	for _, op := range ops {
+		if !(*leave)(op) {
+			now = append(now, op)
+			continue
+		}
+		op.Err = kvstore.ErrPending
+		c.left = append(c.left, op)
+	}
+	if len(now) > 0 {
+		c.Channel.Do(ctx, now)
+	}
+	if len(c.left) > 0 {
+		return false
+	}
+	c.end(ops)
+	return true
+}
+
+func (c *checkedChannel) Finish(ctx context.Context) {
+	left := c.left
+	c.left = nil
+	for _, op := range left {
+		if op.Err != kvstore.ErrPending {
+			c.s.t.Errorf("%s was touched while it was pending: %v", op.Key, op.Err)
+		}
+	}
+	c.Channel.Do(ctx, left)
+	c.end(left)
+}
+
+// begin checks a batch.
+func (c *checkedChannel) begin(ctx context.Context, ops []*kvstore.Op) {
 	if !c.busy.CompareAndSwap(false, true) {
 		c.s.t.Error("two calls on one channel")
 	}
@@ -72,7 +126,9 @@ func (c *checkedChannel) Do(ctx context.Context, ops []*kvstore.Op) {
 	if f := c.s.before.Load(); f != nil {
 		(*f)(ctx, ops)
 	}
-	c.Channel.Do(ctx, ops)
+}
+
+func (c *checkedChannel) end(ops []*kvstore.Op) {
 	if f := c.s.after.Load(); f != nil {
 		(*f)(ops)
 	}

@@ -6,14 +6,16 @@ import (
 	"sync/atomic"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
 )
 
 // claims orders what happens to one block: writes, read-modify-writes, deletions
 // of keys and the verification of a loss hold the claim of their block; plain
 // reads and discards do not.
 //
-// A claim is one word of a table, found by hashing layer and LBA, so that two
-// blocks may share one. It is taken by compare-and-swap and given back by one
+// A claim is one word of a table, found by the slot of placement and the block's
+// place in it, so that two blocks may share one, but only if they are on the
+// same server: a server that is silent holds up no claim of another one's block. It is taken by compare-and-swap and given back by one
 // swap; only who finds it taken and has nothing else to do sleeps, and nobody
 // sleeps on a claim while holding another one, so there can be no cycle.
 type claims struct {
@@ -23,9 +25,9 @@ type claims struct {
 }
 
 const (
-	// claimWords: 64 Ki words are 256 KiB, and with 256 blocks in flight a block
-	// meets a stranger's claim once in 256 times.
-	claimWords   = 1 << 16
+	// claimWords: 128 Ki words are 512 KiB, and with 256 blocks in flight a block
+	// meets a stranger's claim once in 512 times.
+	claimWords   = pool.Slots * pool.SlotBlocks
 	claimStripes = 64
 	sleeping     = 1
 )
@@ -38,10 +40,8 @@ type stripe struct {
 
 // claimOf returns the index of a block's claim.
 func claimOf(layer kvstore.LayerID, lba uint64) int32 {
-	h := (lba ^ uint64(layer)<<32) * 0x9e3779b97f4a7c15
-	h ^= h >> 29
-	h *= 0xbf58476d1ce4e5b9
-	return int32(h >> 48)
+	slot := pool.SlotOf(kvstore.Key{Layer: layer, Number: lba})
+	return int32(slot*pool.SlotBlocks + int(lba%pool.SlotBlocks))
 }
 
 // try takes claim i for owner, if it is free.

@@ -36,17 +36,32 @@ func (v *Volume) closeLocked(ctx context.Context) error {
 		return err
 	}
 	v.reaper.halt()
-	var err error
-	if v.writable.Load() {
-		err = v.endWriting(ctx)
-		if err != nil && !errors.Is(err, pool.ErrHeld) && !errors.Is(err, kvstore.ErrServerLost) {
+	closed := false // a panic leaves it so
+	defer func() {
+		if !closed {
 			v.reaper.resume()
 			v.use.start()
 			v.reaper.kick(v)
+		}
+	}()
+	var err error
+	if v.writable.Load() {
+		if err = ErrVolumeAborted; !v.aborted.Load() {
+			limited, done := v.patient(ctx)
+			err = v.endWriting(limited)
+			done()
+		}
+		if err != nil && v.aborted.Load() {
+			v.abandon()
+			closed = true
+			return nil
+		}
+		if err != nil && !errors.Is(err, pool.ErrHeld) && !errors.Is(err, kvstore.ErrServerLost) {
 			return fmt.Errorf("close volume %s: %w", v.name, err)
 		}
 		v.writable.Store(false)
 	}
+	closed = true
 	v.refs = 0
 	v.set.setOpened(v.name, nil)
 	if sf := v.state; sf != nil {
@@ -94,9 +109,5 @@ func (v *Volume) storeRest(ctx context.Context, ch kvstore.Channel) error {
 	if m == nil {
 		return nil
 	}
-	if err := v.gate.lock(ctx); err != nil {
-		return err
-	}
-	defer v.gate.unlock()
-	return v.storeDirty(ctx, ch, m)
+	return v.flushMap(ctx, ch, m)
 }

@@ -14,12 +14,7 @@ func (v *Volume) flush(ctx context.Context, ch kvstore.Channel) error {
 		return *err
 	}
 	if m := v.m.Load(); m != nil && v.writable.Load() {
-		if err := v.gate.lock(ctx); err != nil {
-			return err
-		}
-		err := v.storeDirty(ctx, ch, m)
-		v.gate.unlock()
-		if err != nil {
+		if err := v.flushMap(ctx, ch, m); err != nil {
 			return err
 		}
 	}
@@ -27,7 +22,20 @@ func (v *Volume) flush(ctx context.Context, ch kvstore.Channel) error {
 	if errors.Is(err, kvstore.ErrServerLost) {
 		v.serverLost(err)
 	}
+	if err == nil && v.writable.Load() {
+		// What another holder may have overwritten meanwhile is not stable.
+		err = v.waitLease(ctx)
+	}
 	return err
+}
+
+// flushMap stores the pages of the map that changed.
+func (v *Volume) flushMap(ctx context.Context, ch kvstore.Channel, m *presence) error {
+	if err := v.gate.lock(ctx); err != nil {
+		return err
+	}
+	defer v.gate.unlock()
+	return v.storeDirty(ctx, ch, m)
 }
 
 // serverLost makes every later flush of this volume fail: the kernel forgets a
@@ -38,22 +46,37 @@ func (v *Volume) serverLost(err error) {
 	}
 }
 
+// FlushFails says why every flush of the volume fails until it is opened anew; nil:
+// it does not.
+func (v *Volume) FlushFails() error {
+	if err := v.lostFlush.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // storeDirty stores the level 0 pages that changed. A page's flag goes before its
 // copy is taken, so what changes later is stored later; a page that could not be
-// stored is dirty again. The caller holds v.gate.
+// stored, also because a panic came between, is dirty again. The caller holds
+// v.gate.
 func (v *Volume) storeDirty(ctx context.Context, ch kvstore.Channel, m *presence) error {
 	var pages []pageStore
 	generation := v.lease.Load().Generation()
 	var failed error
-	send := func() {
-		v.storePages(ctx, ch, pages)
+	settle := func() {
 		for i := range pages {
-			if pages[i].err != nil {
-				setBit(m.dirty, pages[i].id.n)
-				failed = pages[i].err
+			p := &pages[i]
+			if p.err != nil || p.next != pageDone {
+				setBit(m.dirty, p.id.n)
+				failed = p.err
 			}
 		}
 		pages = pages[:0]
+	}
+	defer settle() // what a panic cut off is not stored
+	send := func() {
+		v.storePages(ctx, ch, pages)
+		settle()
 	}
 	eachBit(m.dirty, func(p uint64) bool {
 		clearBit(m.dirty, p)

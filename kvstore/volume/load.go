@@ -15,6 +15,7 @@ type loader struct {
 	blocks uint64
 	height uint8
 	back   func(page uint64) error // before a level 0 page is touched; may be nil
+	mourn  bool                    // a server that was emptied is no error: its pages are lost
 
 	m      *presence
 	lost   []pageID // pages that exist and cannot be read
@@ -68,7 +69,8 @@ func (l *loader) readPages(ctx context.Context, ch kvstore.Channel, ids []pageID
 	}
 	ch.Do(ctx, batch)
 	for i, id := range ids {
-		if err := ops[i].Err; err != nil && !errors.Is(err, kvstore.ErrAbsent) && !errors.Is(err, kvstore.ErrCorrupt) {
+		if err := ops[i].Err; err != nil && !errors.Is(err, kvstore.ErrAbsent) && !errors.Is(err, kvstore.ErrCorrupt) &&
+			!(l.mourn && errors.Is(err, kvstore.ErrServerLost)) {
 			return err
 		}
 		if id.level == 0 && l.back != nil {

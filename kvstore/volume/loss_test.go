@@ -11,8 +11,6 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore/mem"
 )
 
-func (v *Volume) key(lba uint64) kvstore.Key { return kvstore.Key{Layer: v.layer, Number: lba} }
-
 // TestLostIsNeverAHole: a block that was written and is gone gives an error for
 // reads and partial writes, the record says damaged before, and a whole write
 // heals it.
@@ -21,7 +19,7 @@ func TestLostIsNeverAHole(t *testing.T) {
 	r.create("v", 64*4096)
 	v := r.open("v")
 	r.write(v, 0, pattern(8*4096, 1))
-	if !r.mem().Drop(v.key(3)) {
+	if !r.mem().Drop(v.blockKey(3)) {
 		t.Fatal("nothing dropped")
 	}
 	if err := r.do(Request{Kind: Read, Vol: v, Off: 3 * 4096, Data: make([]byte, 4096)}); !errors.Is(err, ErrLost) {
@@ -55,7 +53,7 @@ func TestCorrupt(t *testing.T) {
 	r.create("v", 64*4096)
 	v := r.open("v")
 	r.write(v, 0, pattern(2*4096, 1))
-	r.mem().Corrupt(v.key(1))
+	r.mem().Corrupt(v.blockKey(1))
 	if err := r.do(Request{Kind: Read, Vol: v, Data: make([]byte, 8192)}); !errors.Is(err, kvstore.ErrCorrupt) {
 		t.Fatal(err)
 	}

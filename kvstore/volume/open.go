@@ -35,10 +35,18 @@ func (s *Set) openLocked(ctx context.Context, name string, write bool) (*Volume,
 		if err != nil {
 			return nil, err
 		}
-		layer := rec.Layers[0]
-		v = &Volume{set: s, name: name, uuid: rec.UUID, layer: layer.ID, seed: kvstore.Seed(layer.UUID),
-			gate: newGate(), pageOps: make([]*kvstore.Op, 0, pageBatch)}
-		v.use.idle = make(chan struct{}, 1)
+		if rec.Unaccepted {
+			return nil, unaccepted(name)
+		}
+		v = s.newVolume(name, rec)
+	}
+	if v.aborted.Load() {
+		return nil, fmt.Errorf("open volume %s: %w: close it everywhere first", name, ErrVolumeAborted)
+	}
+	defer s.beOpening(v)()
+	ctx, done := v.patient(ctx)
+	defer done()
+	if v.refs == 0 {
 		if !write {
 			if err := s.openReading(ctx, v); err != nil {
 				return nil, err
@@ -50,9 +58,22 @@ func (s *Set) openLocked(ctx context.Context, name string, write bool) (*Volume,
 			return nil, fmt.Errorf("open volume %s: %w", name, err)
 		}
 	}
+	if v.aborted.Load() && v.refs == 0 {
+		v.abandon()
+		return nil, fmt.Errorf("open volume %s: %w", name, ErrVolumeAborted)
+	}
 	v.refs++
 	s.setOpened(name, v)
 	return v, nil
+}
+
+// newVolume returns a volume that is not open yet.
+func (s *Set) newVolume(name string, rec pool.Volume) *Volume {
+	layer := rec.Layers[0]
+	v := &Volume{set: s, name: name, uuid: rec.UUID, layer: layer.ID, seed: kvstore.Seed(layer.UUID),
+		gate: newGate(), pageOps: make([]*kvstore.Op, 0, pageBatch), abortion: newAbortion()}
+	v.use.idle = make(chan struct{}, 1)
+	return v
 }
 
 // record reads the record of a volume that is ready.
@@ -84,7 +105,11 @@ func (s *Set) openReading(ctx context.Context, v *Volume) error {
 	if err != nil {
 		return err
 	}
+	if rec.Unaccepted {
+		return unaccepted(v.name)
+	}
 	v.take(rec)
+	s.opt.Opened(v.layer)
 	if s.prop.Presence {
 		return nil
 	}
@@ -139,8 +164,9 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	opened := false // a panic leaves it so
 	defer func() {
-		if err != nil {
+		if !opened {
 			v.state = nil
 			sf.unlock()
 		}
@@ -154,17 +180,21 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	}
 	defer func() {
 		switch {
-		case err == nil:
+		case opened:
 		case left:
 			s.keepLease(v.uuid, lease)
 		default:
 			_ = lease.Release(context.WithoutCancel(ctx))
 		}
 	}()
+	s.opt.Opened(v.layer)
 	// What the record says may have changed until we had the lease.
 	rec, err := s.record(ctx, v.name)
 	if err != nil {
 		return err
+	}
+	if rec.Unaccepted && !v.accepting {
+		return unaccepted(v.name)
 	}
 	if rec.ROCompat != 0 {
 		return fmt.Errorf("%w: its features %#x allow reading only", pool.ErrFormat, rec.ROCompat)
@@ -185,6 +215,7 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	v.state = sf
 	v.take(rec) // the size after the map: see Worker.begin
 	v.writable.Store(true)
+	opened = true
 	if v.m.Load() != nil && anyWord(v.m.Load().queued) {
 		v.reaper.kick(v)
 	}

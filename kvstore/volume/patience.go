@@ -8,7 +8,7 @@ import (
 
 // patience is the context of the requests that a worker serves together: it ends
 // with its parent, or once they have waited for longer than the timeouts of their
-// volumes allow. Those are looked at again and again, so that a change also counts
+// volumes allow, or once one of the volumes is aborted. Those are looked at again and again, so that a change also counts
 // for requests that wait already: who finds that everything hangs sets one.
 //
 // A worker uses the same one again and again, without an allocation, as long as
@@ -70,6 +70,16 @@ func (p *patience) limit() (limit time.Duration) {
 	return limit
 }
 
+// aborted says whether one of the volumes was given up.
+func (p *patience) aborted() bool {
+	for _, v := range p.vols {
+		if v.aborted.Load() {
+			return true
+		}
+	}
+	return false
+}
+
 // Deadline implements context.Context; it may move.
 func (p *patience) Deadline() (at time.Time, ok bool) {
 	at, ok = p.Context.Deadline()
@@ -87,6 +97,9 @@ func (p *patience) Err() error {
 	defer p.mu.Unlock()
 	if p.err == nil {
 		p.err = p.Context.Err()
+		if p.err == nil && p.aborted() {
+			p.err = context.Canceled
+		}
 		if limit := p.limit(); p.err == nil && limit > 0 && time.Since(p.began) >= limit {
 			p.err = context.DeadlineExceeded
 		}

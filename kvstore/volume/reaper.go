@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -27,7 +28,7 @@ type reaper struct {
 const (
 	// reapDelay lets discards that come in a row be deleted together.
 	reapDelay = time.Second
-	// reapRetry is the pause after a failure.
+	// reapRetry is the pause after a failure, and after a panic.
 	reapRetry = 5 * time.Second
 	// reapBatch is how many keys are deleted at once: small beside what a worker
 	// sends, so deletions do not hold up the servers.
@@ -79,11 +80,14 @@ func (r *reaper) resume() {
 func (v *Volume) reapInBackground(ctx context.Context, kicks <-chan struct{}, over chan<- struct{}) {
 	defer close(over)
 	var ch kvstore.Channel
-	defer func() {
+	closeChannel := func() {
 		if ch != nil {
-			_ = ch.Close()
+			err := kvstore.Contain(ch.Close)
+			kvstore.LogPanic(v.set.logf, "closing the reaper's channel", err)
+			ch = nil
 		}
-	}()
+	}
+	defer closeChannel()
 	for {
 		select {
 		case <-kicks:
@@ -98,12 +102,17 @@ func (v *Volume) reapInBackground(ctx context.Context, kicks <-chan struct{}, ov
 			}
 			// From here on a kick counts again: what is cleared later may be missed.
 			v.reaper.awake.Store(false)
-			var err error
-			if ch == nil {
-				ch, err = v.set.store.Channel(ctx)
-			}
-			if err == nil {
-				err = v.reap(ctx, ch)
+			err := kvstore.Contain(func() (err error) {
+				if ch == nil {
+					ch, err = v.set.store.Channel(ctx)
+				}
+				if err == nil {
+					err = v.reap(ctx, ch)
+				}
+				return err
+			})
+			if kvstore.LogPanic(v.set.logf, fmt.Sprintf("deleting discarded blocks of volume %s", v.name), err) {
+				closeChannel() // its state cannot be trusted
 			}
 			if ctx.Err() != nil {
 				return
@@ -116,7 +125,7 @@ func (v *Volume) reapInBackground(ctx context.Context, kicks <-chan struct{}, ov
 				break
 			}
 			v.set.logf("volume %s: deletion of discarded blocks is put off: %v", v.name, err)
-			delay = reapRetry
+			delay = v.set.reapRetry
 		}
 	}
 }
@@ -129,17 +138,28 @@ func (v *Volume) reap(ctx context.Context, ch kvstore.Channel) error {
 	}
 	var failed error
 	eachBit(m.queued, func(p uint64) bool {
-		clearBit(m.queued, p)
-		err := v.reapPage(ctx, ch, m, p)
-		if err != nil {
-			setBit(m.queued, p)
-		}
+		err := v.reapQueued(ctx, ch, m, p)
 		if !errors.Is(err, errStale) {
 			failed = err
 		}
 		return failed == nil
 	})
 	return failed
+}
+
+// reapQueued takes page p out of the queue and reaps it; unless that succeeds it is
+// queued again.
+func (v *Volume) reapQueued(ctx context.Context, ch kvstore.Channel, m *presence, p uint64) error {
+	done := false
+	defer func() {
+		if !done {
+			setBit(m.queued, p)
+		}
+	}()
+	clearBit(m.queued, p)
+	err := v.reapPage(ctx, ch, m, p)
+	done = err == nil
+	return err
 }
 
 // drain deletes all that waits; nobody uses the volume.
@@ -166,21 +186,32 @@ func (v *Volume) reapPage(ctx context.Context, ch kvstore.Channel, m *presence, 
 		return nil
 	}
 	page := make([]byte, kvstore.BlockSize)
-	if err := v.gate.lock(ctx); err != nil {
-		return err
-	}
-	clearBit(m.dirty, p)
-	m.copyPage(page, v.layer, p, v.lease.Load().Generation())
-	seq := m.seq[p]
-	err := v.storeOne(ctx, ch, pageID{0, p}, page, kvstore.Same)
-	if err != nil {
-		setBit(m.dirty, p)
-	}
-	v.gate.unlock()
+	seq, err := v.storeForReaping(ctx, ch, m, p, page)
 	if err != nil {
 		return err
 	}
 	return v.deletePending(ctx, ch, m, p, seq, page)
+}
+
+// storeForReaping stores page p and returns the sequence that it has, its bytes in
+// page.
+func (v *Volume) storeForReaping(ctx context.Context, ch kvstore.Channel, m *presence, p uint64, page []byte) (seq uint64, err error) {
+	if err := v.gate.lock(ctx); err != nil {
+		return 0, err
+	}
+	defer v.gate.unlock()
+	stored := false
+	defer func() {
+		if !stored {
+			setBit(m.dirty, p)
+		}
+	}()
+	clearBit(m.dirty, p)
+	m.copyPage(page, v.layer, p, v.lease.Load().Generation())
+	seq = m.seq[p]
+	err = v.storeOne(ctx, ch, pageID{0, p}, page, kvstore.Same)
+	stored = err == nil
+	return seq, err
 }
 
 func anyWord(words []uint64) bool {
@@ -269,7 +300,19 @@ func (d *deletion) add(lba uint64, stored bool) {
 // send deletes the batch. Bits that are off under the claim stay off; if no copy
 // of the page was taken since the one that was stored, the stored bits are off.
 func (d *deletion) send(ctx context.Context, ch kvstore.Channel) error {
-	defer d.release()
+	whole := false
+	defer func() {
+		if !whole { // see Worker.wreck: first the channel, then the claims
+			_ = kvstore.Contain(ch.Close) // the panic under way is what gets told
+		}
+		d.release()
+	}()
+	err := d.deleteAll(ctx, ch)
+	whole = true
+	return err
+}
+
+func (d *deletion) deleteAll(ctx context.Context, ch kvstore.Channel) error {
 	if len(d.ops) == 0 {
 		return nil
 	}

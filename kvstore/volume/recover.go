@@ -31,7 +31,7 @@ func (v *Volume) makeMap(ctx context.Context, sf *stateFile, rec pool.Volume, he
 		if err := l.load(ctx, ch); err != nil {
 			return err
 		}
-		v.treeSeq = l.topSeq
+		v.treeSeq, v.lostPages = l.topSeq, l.lost
 		v.reportLostPages(ctx, l)
 		if err := v.storeLostPages(ctx, ch, l); err != nil {
 			return err

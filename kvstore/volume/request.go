@@ -24,6 +24,9 @@ type Request struct {
 	N    int64  // bytes of Discard, Zero and Provision; Read and Write go by Data
 	Data []byte // read into or written from; never kept after Do
 	Err  error  // nil means all of it was done
+	Left bool   // after Worker.Try: still under way, Finish gives the result
+	// Reader tells the open files apart that Reads come from, for reading ahead.
+	Reader uint32
 }
 
 // MaxRequests is how many requests one Do takes.

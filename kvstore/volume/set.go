@@ -21,10 +21,13 @@ type Set struct {
 	claims    *claims
 	owners    atomic.Uint32
 	reapDelay time.Duration
+	reapRetry time.Duration
 
-	mu    sync.Mutex
-	open  map[string]*Volume   // guarded by mu
-	names map[string]*nameLock // guarded by mu
+	mu   sync.Mutex
+	open map[string]*Volume // guarded by mu
+	// opening are those that Open works on, for Abort; guarded by mu.
+	opening map[string]*Volume
+	names   map[string]*nameLock // guarded by mu
 	// kept has the leases of recoveries that failed, by volume; guarded by mu.
 	kept map[[16]byte]*pool.Lease
 }
@@ -37,8 +40,11 @@ type nameLock struct {
 
 // New returns the volumes of a pool. Nothing is read yet.
 func New(p *pool.Pool, st kvstore.Store, opt Options) *Set {
+	if opt.Opened == nil {
+		opt.Opened = func(kvstore.LayerID) {}
+	}
 	return &Set{pool: p, store: st, prop: st.Properties(), opt: opt, claims: new(claims),
-		reapDelay: reapDelay, open: map[string]*Volume{}, names: map[string]*nameLock{},
+		reapDelay: reapDelay, reapRetry: reapRetry, open: map[string]*Volume{}, opening: map[string]*Volume{}, names: map[string]*nameLock{},
 		kept: map[[16]byte]*pool.Lease{}}
 }
 
@@ -108,13 +114,29 @@ func (s *Set) setOpened(name string, v *Volume) {
 	}
 }
 
+// beOpening enters a volume that is being opened; the caller calls what it returns.
+func (s *Set) beOpening(v *Volume) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	outer := s.opening[v.name] // an open for reading that recovers first
+	s.opening[v.name] = v
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.opening[v.name] = outer; outer == nil {
+			delete(s.opening, v.name)
+		}
+	}
+}
+
 // withChannel calls f with a channel of its own.
-func (s *Set) withChannel(ctx context.Context, f func(ch kvstore.Channel) error) error {
+func (s *Set) withChannel(ctx context.Context, f func(ch kvstore.Channel) error) (err error) {
 	ch, err := s.store.Channel(ctx)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f(ch), ch.Close())
+	defer func() { err = errors.Join(err, ch.Close()) }() // also when f panics
+	return f(ch)
 }
 
 // Create makes an empty volume of size bytes (a multiple of kvstore.BlockSize).
@@ -198,6 +220,9 @@ func (s *Set) Info(ctx context.Context, name string) (Info, error) {
 		return Info{}, err
 	}
 	in := s.describe(ctx, rec)
+	if in.Consents, err = s.pool.Consents(ctx, rec.UUID); err != nil {
+		return in, err
+	}
 	if in.Allocated >= 0 || rec.State != pool.Ready || rec.MapHeight == 0 {
 		return in, nil
 	}

@@ -29,7 +29,7 @@ func (w *Worker) settleRead(ctx context.Context, s *slot, err error) {
 		}
 	case errors.Is(err, kvstore.ErrCorrupt):
 		if s.again {
-			w.done(s, v.reportCorrupt(ctx, s.lba, err))
+			w.done(s, v.reportCorrupt(ctx, s.lba, err, s.op.Data))
 		}
 		s.again = true
 	default:
@@ -50,7 +50,7 @@ func (w *Worker) settleModify(ctx context.Context, s *slot, err error) {
 	case errors.Is(err, kvstore.ErrAbsent) && s.again:
 		w.done(s, v.reportLost(ctx, s.lba))
 	case errors.Is(err, kvstore.ErrCorrupt) && s.again:
-		w.done(s, v.reportCorrupt(ctx, s.lba, err))
+		w.done(s, v.reportCorrupt(ctx, s.lba, err, s.op.Data))
 	case errors.Is(err, kvstore.ErrAbsent), errors.Is(err, kvstore.ErrCorrupt):
 		s.again = true
 	default:
@@ -98,6 +98,9 @@ func outcomeUnknown(err error) bool {
 // stored notes a block that the store has acknowledged.
 func (w *Worker) stored(s *slot) {
 	m := s.job.m
+	if s.heals || s.job.vol.losses.some.Load() {
+		s.job.vol.healed(s.lba, s.heals)
+	}
 	if !s.partial() || !s.known {
 		m.set(s.lba)
 		w.done(s, nil)
@@ -132,9 +135,7 @@ func (w *Worker) storeMissed(ctx context.Context, s *slot) {
 		w.done(s, v.reportLost(ctx, s.lba))
 		return
 	case lost && s.op.Expect == kvstore.Present && s.tries == 0:
-		v.counters.healed.Add(1)
-		server := v.set.store.Locate(s.op.Key).Server
-		v.set.logf("volume %s: block %d was lost on server %s; the whole block is written anew", v.name, s.lba, server)
+		s.heals = true
 	case s.known && s.partial():
 		w.mergeOverZeros(s)
 		return

@@ -22,6 +22,7 @@ type slot struct {
 	known bool
 	again bool // the second try of a read
 	vital bool // a write that a full store is asked to take nevertheless
+	heals bool // a write of a whole block that was found to be lost
 	tries uint8
 	// lead is the slot whose extended discard covers this block too.
 	lead *slot
@@ -87,6 +88,9 @@ func (w *Worker) admitPart(ctx context.Context, j *job, p part) {
 		if m != nil {
 			m.clear(p.lba, 1)
 			v.reaper.kick(v)
+			if v.losses.some.Load() {
+				v.healed(p.lba, false)
+			}
 			return
 		}
 		ph = phaseDrop
@@ -239,6 +243,9 @@ func (w *Worker) operate(s *slot) {
 	switch s.phase {
 	case phaseRead, phaseVerify, phaseModify:
 		s.op.Code = kvstore.Read
+		if s.phase != phaseVerify && !s.again {
+			s.op.Reader = s.job.req.Reader + 1 // else the store itself is asked
+		}
 	case phaseStore:
 		s.op.Code, s.op.Expect, s.op.Fence = kvstore.Write, w.set.expect(expect), v.fence.Load()
 		s.op.Vital = s.vital
@@ -284,9 +291,9 @@ func (w *Worker) holeRead(s *slot) {
 	w.done(s, nil)
 }
 
-// settle looks at the results of a batch.
-func (w *Worker) settle(ctx context.Context) {
-	var fenced *Volume
+// settle looks at the results of a batch, or of the part of it that has some. It
+// returns a volume whose lease has to be waited for.
+func (w *Worker) settle(ctx context.Context) (fenced *Volume) {
 	for _, s := range w.active {
 		if (s.op.Code == 0 && s.lead == nil) || s.phase == phaseDone {
 			continue // had no operation in this batch
@@ -294,6 +301,9 @@ func (w *Worker) settle(ctx context.Context) {
 		err := s.op.Err
 		if s.lead != nil {
 			err = s.lead.op.Err
+		}
+		if err == kvstore.ErrPending {
+			continue // the channel's Finish gives it one
 		}
 		switch s.phase {
 		case phaseRead, phaseVerify:
@@ -310,10 +320,15 @@ func (w *Worker) settle(ctx context.Context) {
 		}
 	}
 	for _, s := range w.active {
-		s.op.Code, s.lead = 0, nil
+		if s.lead != nil && s.lead.op.Err != kvstore.ErrPending {
+			s.lead = nil
+		}
+	}
+	for _, s := range w.active {
+		if s.op.Err != kvstore.ErrPending {
+			s.op.Code = 0
+		}
 	}
 	w.compact()
-	if fenced != nil {
-		w.afterFence(ctx, fenced)
-	}
+	return fenced
 }

@@ -237,6 +237,15 @@ func (s *stateFile) unlock() {
 	_ = s.f.Close()
 }
 
+// leave is unlock for who changed nothing: a file that lockState made goes again.
+func (s *stateFile) leave() {
+	if fi, err := s.f.Stat(); err == nil && fi.Size() == 0 {
+		s.remove()
+		return
+	}
+	s.unlock()
+}
+
 // remove ends the local state: there is nothing left to recover.
 func (s *stateFile) remove() {
 	_ = os.Remove(s.path)

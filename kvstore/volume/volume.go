@@ -65,10 +65,16 @@ type Options struct {
 	// RuntimeDir is a directory on tmpfs for the local state of open volumes
 	// (the shared mapping of presence pages).
 	RuntimeDir string
+	// StateDir keeps where an interrupted scrub goes on. Empty: it begins anew.
+	StateDir string
 	// Lease is passed on to pool.Acquire.
 	Lease pool.LeaseOptions
 	// Log receives one line per event that a user should know of. nil: discarded.
 	Log func(format string, args ...any)
+	// Opened is called before anything of a layer is read after its volume was
+	// opened: others may have written to it since it was last open here, so nothing
+	// that is remembered of it may be believed. nil: nothing is remembered.
+	Opened func(layer kvstore.LayerID)
 }
 
 // Info describes a volume.
@@ -77,6 +83,7 @@ type Info struct {
 	Open      bool  // by this Set
 	Allocated int64 // bytes that are stored; -1: not known
 	Holder    *pool.Holder
+	Consents  []pool.Consent // losses that were accepted; of Info only
 }
 
 // Place is where the block of one byte offset is.
@@ -109,6 +116,8 @@ type Volume struct {
 	use        users
 	counters   counters
 	damaged    atomic.Bool
+	aborted    atomic.Bool // given up: abort.go
+	abortion   abortion
 	// lostFlush is the reason why no flush of this volume can succeed any more.
 	lostFlush atomic.Pointer[error]
 
@@ -126,6 +135,12 @@ type Volume struct {
 	excluded exclusion // discards against read-modify-writes, where the store keeps presence
 	reaper   reaper
 	losses   losses
+
+	scrubbing atomic.Bool
+
+	// accepting: opened by Repair, which may. Set before it is opened.
+	accepting bool
+	lostPages []pageID // when the map was read
 
 	provisioned provisioned
 }
@@ -166,10 +181,13 @@ func (v *Volume) waitLease(ctx context.Context) error {
 
 // Counters count requests and blocks; all only ever rise while open.
 type Counters struct {
-	Reads, Writes, Discards, Flushes        uint64 // requests
-	ReadBytes, WriteBytes, DiscardBytes     uint64
-	HoleBlocks, ZeroBlocks, PartialBlocks   uint64 // answered from the map; not stored; read-modify-written
-	LostBlocks, CorruptBlocks, HealedBlocks uint64
-	PendingDeletions                        uint64 // not a counter: blocks still to be deleted
-	Errors                                  uint64 // requests answered with an error
+	Reads, Writes, Discards, Flushes      uint64 // requests
+	ReadBytes, WriteBytes, DiscardBytes   uint64
+	HoleBlocks, ZeroBlocks, PartialBlocks uint64 // answered from the map; not stored; read-modify-written
+	// Requests that met a block which was written and cannot be read, by what is
+	// the matter with it, and blocks that were whole again after a write.
+	LostBlocks, CorruptBlocks, MisplacedBlocks, ForeignBlocks, HealedBlocks uint64
+
+	PendingDeletions uint64 // not a counter: blocks still to be deleted
+	Errors           uint64 // requests answered with an error
 }

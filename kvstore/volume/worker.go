@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -30,6 +31,12 @@ type Worker struct {
 	turn  int // the job that admits first
 
 	patience *patience
+	broken   bool         // a panic cut it off: wreck
+	fresh    bool         // no round was worked yet
+	sent     bool         // Try of the channel left operations
+	fenced   *Volume      // its lease has to be waited for
+	later    [][]*Request // groups to be served after this one
+	again    []*Request   // bystanders of an abort, which begin anew
 
 	slots   []slot
 	free    []*slot
@@ -65,85 +72,196 @@ func (s *Set) Worker(ctx context.Context) (*Worker, error) {
 		ops:    make([]*kvstore.Op, 0, kvstore.MaxBatch),
 	}
 	for i := range w.slots {
+		w.slots[i].claim = -1
 		w.free = append(w.free, &w.slots[i])
 	}
 	return w, nil
 }
 
 // Close closes the worker's channel.
-func (w *Worker) Close() error { return w.ch.Close() }
+func (w *Worker) Close() error {
+	if w.broken {
+		return nil // wreck did
+	}
+	return w.ch.Close()
+}
 
 // Do serves the requests and returns when each has its result. At most 32 blocks
 // of one request go into one batch of the store, in turn, so that large requests
 // do not hold small ones up. Requests of one call may be done in any order, as
 // a disk's queue.
+//
+// A panic below is not contained here, but when it arrives at the caller (of Try
+// and Finish too) nothing is held any more. Requests without a result have failed
+// then, whatever their Err says, and the worker must be closed.
 func (w *Worker) Do(ctx context.Context, reqs []*Request) {
+	if !w.Try(ctx, reqs) {
+		w.Finish(ctx)
+	}
+}
+
+// Try is Do for a caller that has others to serve: it does not stay for servers
+// that are silent, nor for the claims of blocks whose operations wait for such.
+// After false the requests whose Left is set are still under way; they belong to
+// the worker, as do their buffers, and the only call allowed is Finish.
+func (w *Worker) Try(ctx context.Context, reqs []*Request) bool {
 	for len(reqs) > MaxRequests {
 		w.Do(ctx, reqs[:MaxRequests])
 		reqs = reqs[MaxRequests:]
 	}
-	var limit int64
-	for i, r := range reqs {
-		var t int64
-		if r.Vol != nil {
-			t = r.Vol.timeout.Load()
-		}
-		if i > 0 && t != limit {
-			w.doGroups(ctx, reqs)
-			return
-		}
-		limit = t
+	if mixed(reqs) {
+		w.later = groups(reqs)
+		return w.next(ctx, true)
 	}
-	w.serve(ctx, reqs)
+	return w.serve(ctx, reqs, true) && w.next(ctx, true)
 }
 
-// doGroups serves requests of volumes with different timeouts, one timeout after
-// the other: the shortest first, and last what waits for ever.
-func (w *Worker) doGroups(ctx context.Context, reqs []*Request) {
-	groups := make(map[int64][]*Request)
-	for _, r := range reqs {
-		var t int64
-		if r.Vol != nil {
-			t = r.Vol.timeout.Load()
-		}
-		groups[t] = append(groups[t], r)
+// Finish goes on with what Try left, until each request has its result. Any
+// goroutine may call it, once; then the worker is free again.
+func (w *Worker) Finish(ctx context.Context) {
+	if w.njobs > 0 {
+		w.goOn(false)
 	}
-	for _, t := range slices.Sorted(maps.Keys(groups)) {
+	w.next(ctx, false)
+}
+
+// timeoutOf is how long a request may wait for a server, 0 for ever.
+func timeoutOf(r *Request) int64 {
+	if r.Vol == nil {
+		return 0
+	}
+	return r.Vol.timeout.Load()
+}
+
+func mixed(reqs []*Request) bool {
+	for _, r := range reqs[min(1, len(reqs)):] {
+		if timeoutOf(r) != timeoutOf(reqs[0]) {
+			return true
+		}
+	}
+	return false
+}
+
+// groups parts requests of volumes with different timeouts, to be served one
+// group after the other: the shortest timeout first, and last what waits for ever.
+func groups(reqs []*Request) (all [][]*Request) {
+	by := make(map[int64][]*Request)
+	for _, r := range reqs {
+		r.Left = true
+		t := timeoutOf(r)
+		by[t] = append(by[t], r)
+	}
+	for _, t := range slices.Sorted(maps.Keys(by)) {
 		if t != 0 {
-			w.serve(ctx, groups[t])
+			all = append(all, by[t])
 		}
 	}
-	w.serve(ctx, groups[0])
+	if forever := by[0]; forever != nil {
+		all = append(all, forever)
+	}
+	return all
 }
 
-// serve serves requests that wait equally long.
-func (w *Worker) serve(parent context.Context, reqs []*Request) {
-	ctx := w.patience
-	ctx.start(parent, reqs)
-	defer func() { w.patience = ctx.stop() }()
-	for _, r := range reqs {
-		w.begin(ctx, r)
+// next serves the groups that are left; with leave it may return false.
+func (w *Worker) next(ctx context.Context, leave bool) bool {
+	for {
+		if len(w.again) > 0 {
+			w.later, w.again = append(w.later, w.again), nil
+		}
+		if len(w.later) == 0 {
+			break
+		}
+		reqs := w.later[0]
+		w.later = w.later[1:]
+		if !w.serve(ctx, reqs, leave) {
+			return false
+		}
 	}
-	for first := true; ; first = false {
-		if !first && ctx.Err() != nil {
+	w.later = nil
+	return true
+}
+
+// serve serves requests that wait equally long. With leave it may return false:
+// then goOn has to follow.
+func (w *Worker) serve(parent context.Context, reqs []*Request, leave bool) bool {
+	w.patience.start(parent, reqs)
+	begun := false
+	defer func() {
+		if !begun {
+			w.wreck()
+		}
+	}()
+	for _, r := range reqs {
+		r.Left = false
+		w.begin(w.patience, r)
+	}
+	w.fresh, begun = true, true
+	return w.goOn(leave)
+}
+
+// goOn works in rounds until all jobs are done; with leave it may return false
+// with some of them left.
+func (w *Worker) goOn(leave bool) (done bool) {
+	done = true // unless a round says otherwise: a panic ends the patience too
+	whole := false
+	defer func() {
+		if !whole {
+			w.wreck()
+		}
+		if done {
+			w.patience = w.patience.stop()
+		}
+	}()
+	done, whole = w.rounds(leave), true
+	return done
+}
+
+// rounds is goOn's work.
+func (w *Worker) rounds(leave bool) (done bool) {
+	ctx := w.patience
+	for {
+		if w.sent {
+			w.ch.Finish(ctx)
+			w.sent = false
+			w.fenced = w.settle(ctx)
+		}
+		if w.fenced != nil {
+			if leave {
+				w.finish(true)
+				return false
+			}
+			w.afterFence(ctx, w.fenced)
+			w.fenced = nil
+		}
+		if !w.fresh && ctx.Err() != nil {
 			w.giveUp(ctxErr(ctx))
 		}
+		w.fresh = false
 		w.admit(ctx)
 		if len(w.active) == 0 {
 			break
 		}
 		w.prepare(ctx)
 		if len(w.ops) == 0 {
-			if was := len(w.active); w.compact() == was {
-				w.park(ctx)
+			if was := len(w.active); w.compact() == was && !w.park(ctx, leave) {
+				w.finish(true)
+				return false
 			}
 			continue
 		}
-		w.ch.Do(ctx, w.ops)
-		w.settle(ctx)
+		if !leave {
+			w.ch.Do(ctx, w.ops)
+		} else if !w.ch.Try(ctx, w.ops) {
+			w.sent = true
+			w.settle(ctx) // what the lease held up is tried again, and finds it again
+			w.finish(true)
+			return false
+		}
+		w.fenced = w.settle(ctx)
 	}
 	w.flush(ctx)
-	w.finish()
+	w.finish(false)
+	return true
 }
 
 // begin checks a request, makes it a job and does what needs no block operation.
@@ -154,6 +272,10 @@ func (w *Worker) begin(ctx context.Context, r *Request) {
 	v := r.Vol
 	if v == nil {
 		j.err = kvstore.ErrInvalid
+		return
+	}
+	if v.aborted.Load() {
+		j.err = ErrVolumeAborted
 		return
 	}
 	if !v.use.enter() {
@@ -251,18 +373,36 @@ func (w *Worker) giveUp(err error) {
 	w.compact()
 }
 
-// park sleeps until the first block that waits may go on. No claim is held.
-func (w *Worker) park(ctx context.Context) {
+// parkLimit is how long a worker that has others to serve waits for a claim:
+// longer than a round trip takes. Who holds one for longer waits for a server.
+const parkLimit = 20 * time.Millisecond
+
+// park sleeps until the first block that waits may go on. No claim is held. With
+// leave it is false when that took too long.
+func (w *Worker) park(ctx context.Context, leave bool) bool {
 	if len(w.active) == 0 {
-		return
+		return true
 	}
-	s := w.active[0]
+	if leave {
+		limited, cancel := context.WithTimeout(ctx, parkLimit)
+		defer cancel()
+		s := w.active[0]
+		if w.parkOn(limited, s); limited.Err() != nil && ctx.Err() == nil {
+			return false
+		}
+		return true
+	}
+	w.parkOn(ctx, w.active[0])
+	return true
+}
+
+func (w *Worker) parkOn(ctx context.Context, s *slot) {
 	if s.wait != nil {
 		select {
 		case <-s.wait:
+			s.wait = nil
 		case <-ctx.Done():
 		}
-		s.wait = nil
 		return
 	}
 	// Its error is the context's, which the next round looks at.
@@ -287,12 +427,12 @@ func (w *Worker) compact() int {
 func (w *Worker) flush(ctx context.Context) {
 	for i := range w.njobs {
 		j := &w.jobs[i]
-		if j.req.Kind != Flush || j.err != nil {
+		if j.req == nil || j.req.Kind != Flush || j.err != nil {
 			continue
 		}
 		shared := false
 		for k := range i {
-			if o := &w.jobs[k]; o.req.Kind == Flush && o.vol == j.vol {
+			if o := &w.jobs[k]; o.req != nil && o.req.Kind == Flush && o.vol == j.vol {
 				j.err, shared = o.err, true
 				break
 			}
@@ -303,10 +443,28 @@ func (w *Worker) flush(ctx context.Context) {
 	}
 }
 
-// finish gives the requests their results.
-func (w *Worker) finish() {
+// finish gives the requests their results: all of them, or with left those that
+// are done, marking the others.
+func (w *Worker) finish(left bool) {
 	for i := range w.njobs {
 		j := &w.jobs[i]
+		switch {
+		case j.req == nil:
+			continue // done before
+		case left && (j.inUse > 0 || j.next < j.end || j.req.Kind == Flush && j.err == nil):
+			j.req.Left = true
+			continue
+		}
+		if w.bystander(j) {
+			j.req.Left = true
+			w.again = append(w.again, j.req)
+			j.vol.use.leave()
+			*j = job{}
+			continue
+		}
+		if j.vol != nil && errors.Is(j.err, kvstore.ErrAborted) && j.vol.aborted.Load() {
+			j.err = ErrVolumeAborted
+		}
 		j.req.Err = j.err
 		if j.vol != nil {
 			if j.err != nil {
@@ -319,7 +477,9 @@ func (w *Worker) finish() {
 		}
 		*j = job{}
 	}
-	w.njobs = 0
+	if !left {
+		w.njobs = 0
+	}
 }
 
 func (w *Worker) takeScratch() []byte {

@@ -185,28 +185,52 @@ func (m *machine) ReadAt(ctx context.Context, path string, off int64, n int) ([]
 // other writes of the image meanwhile.
 const provisionPiece = 8 << 20
 
-func (m *machine) Provision(ctx context.Context, image string, parts ...span) (err error) {
-	fd, err := bounded(ctx, image, func() (int, error) {
-		fd, err := unix.Open(image, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			err = &os.PathError{Op: "open", Path: image, Err: err}
+// provisionEnd bounds how long an interrupted Provision waits for the piece that is
+// in work.
+const provisionEnd = 5 * time.Second
+
+func (m *machine) Provision(ctx context.Context, image string, parts ...span) error {
+	moved, done := make(chan struct{}, 1), make(chan error, 1)
+	go func() { done <- provision(ctx, image, parts, moved) }()
+	silent := time.NewTimer(answerWait)
+	defer silent.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-moved:
+			silent.Reset(answerWait)
+		case <-silent.C:
+			return fmt.Errorf("%s does not answer: see `kvbfs status`", image)
+		case <-ctx.Done():
+			// The image must be closed, or what is undone next is busy.
+			select {
+			case <-done:
+			case <-time.After(provisionEnd):
+			}
+			return ctx.Err()
 		}
-		return fd, err
-	})
-	if err != nil {
-		return err
 	}
-	defer func() {
-		_, failed := bounded(ctx, image, func() (struct{}, error) { return struct{}{}, unix.Close(fd) })
-		err = cmp.Or(err, failed)
-	}()
+}
+
+// provision does it piece by piece, until ctx ends.
+func provision(ctx context.Context, image string, parts []span, moved chan<- struct{}) (err error) {
+	fd, err := unix.Open(image, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: image, Err: err}
+	}
+	defer func() { err = cmp.Or(err, unix.Close(fd)) }()
 	for _, p := range parts {
 		for off, end := p.off, p.off+p.n; off < end; off += provisionPiece {
-			_, err := bounded(ctx, image, func() (struct{}, error) {
-				return struct{}{}, fallocate(fd, off, min(provisionPiece, end-off))
-			})
-			if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err := fallocate(fd, off, min(provisionPiece, end-off)); err != nil {
 				return err
+			}
+			select {
+			case moved <- struct{}{}:
+			default:
 			}
 		}
 	}

@@ -16,8 +16,8 @@ var ErrNotAnswering = errors.New("daemon is not answering")
 // maxLine bounds one line of the socket: a list of some ten thousand volumes.
 const maxLine = 32 << 20
 
-// Call asks a daemon. Methods: status, list, info, create, resize, remove, where,
-// set, umount; methods.go has the type of each one's params and result. Errors
+// Call asks a daemon. Methods: status, list, info, create, resize, remove, scrub,
+// where, set, umount; methods.go has the type of each one's params and result. Errors
 // keep their identity (errors.Is with the sentinels of pool and volume works
 // across the socket). ctx bounds the wait; the daemon gives the work up when the
 // caller goes away, except for umount.

@@ -40,6 +40,11 @@ type (
 		Name      string `json:"name"`
 		IOTimeout int64  `json:"io_timeout_ms"` // 0: wait for ever
 	}
+	// BreakParams of break.
+	BreakParams struct {
+		Name  string `json:"name"`
+		Force bool   `json:"force"`
+	}
 	// UmountParams of umount.
 	UmountParams struct {
 		Force bool `json:"force"`
@@ -85,8 +90,14 @@ func volumeMethods(v Volumes, resized func(volume string), setTimeout func(volum
 			resized(p.Name)
 			return nil, err
 		}),
+		"scrub": bind(func(ctx context.Context, p ScrubParams, progress func(Progress)) (any, error) {
+			return v.Scrub(ctx, p, progress)
+		}),
 		"where": bind(func(ctx context.Context, p WhereParams, _ func(Progress)) (any, error) {
 			return v.Where(ctx, p.Name, p.Offset)
+		}),
+		"break": bind(func(ctx context.Context, p BreakParams, _ func(Progress)) (any, error) {
+			return nil, v.Break(ctx, p.Name, p.Force)
 		}),
 		"set": bind(func(ctx context.Context, p SetParams, _ func(Progress)) (any, error) {
 			// Other errors are ignored: it is most wanted while a server does not answer.

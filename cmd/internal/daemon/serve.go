@@ -9,11 +9,13 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 	"github.com/kvbfs/kvbfs/fusefs"
+	"github.com/kvbfs/kvbfs/kvstore"
 )
 
 // Config of Serve.
@@ -26,6 +28,9 @@ type Config struct {
 	// Background is true for a daemon whose output goes to LogPath.
 	LogPath string
 	Version string
+	// MLock keeps the daemon's memory from being swapped out; the start fails where
+	// that is not allowed.
+	MLock bool
 	// Ready is told once the mount serves. nil: nobody waits.
 	Ready func(banner string)
 }
@@ -47,12 +52,17 @@ type server struct {
 	stack *stack.Stack
 	fs    *fusefs.Server
 
-	ending sync.Mutex    // held by who unmounts; guards nothing else
-	gone   chan struct{} // closed when the mount is gone
-	ended  chan struct{} // closed when all is stored and closed, or given up
-	force  chan struct{} // closed by who wants the end at any price
-	once   sync.Once     // closes force
-	err    error         // why it ended; valid after ended
+	ending  sync.Mutex    // held by who unmounts; guards nothing else
+	gone    chan struct{} // closed when the mount is gone
+	ended   chan struct{} // closed when all is stored and closed, or given up
+	force   chan struct{} // closed by who wants the end at any price
+	once    sync.Once     // closes force
+	err     error         // why it ended; valid after ended
+	files   uint64        // that may be open
+	granted string        // what the kernel granted, for the log
+
+	// serving is s once stack and fs are there, for who looks from outside.
+	serving atomic.Pointer[server]
 
 	stopResume func() // ends the resumption of removals, and waits for it
 
@@ -80,28 +90,16 @@ func Serve(ctx context.Context, cfg Config) error {
 		workers = runtime.NumCPU()
 	}
 	runtime.GOMAXPROCS(runtime.NumCPU() + workers*procsPerWorker)
-	notes := prepareProcess()
-
-	// Until the mount serves, a signal ends the start.
-	startCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	started := make(chan struct{})
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		select {
-		case sig := <-signals:
-			s.log("%v: giving up the start", sig)
-			cancel()
-		case <-started:
-		}
-	}()
-	err := s.start(startCtx)
-	close(started)
-	<-watched
+	notes, err := s.prepare()
 	if err != nil {
 		return err
 	}
+	defer s.dumpOnQuit()()
+
+	if err := s.startUnless(ctx, signals); err != nil {
+		return err
+	}
+	s.serving.Store(s)
 	s.resumeRemovals()
 	control, err := listen(s.mount.Socket, s.methods(), s.log)
 	if err == nil {
@@ -115,6 +113,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	if cfg.Ready != nil {
 		cfg.Ready(s.banner(workers, notes, time.Since(begin)))
 	}
+	s.log("granted: %s", s.granted)
 	err = s.run(signals)
 	control.close()
 	if errors.Is(err, ErrForced) {
@@ -128,6 +127,27 @@ func Serve(ctx context.Context, cfg Config) error {
 		_ = os.Remove(cfg.LogPath)
 	}
 	s.entry.release()
+	return err
+}
+
+// startUnless starts; until the mount serves a signal ends that.
+func (s *server) startUnless(ctx context.Context, signals <-chan os.Signal) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	started := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case sig := <-signals:
+			s.log("%v: giving up the start", sig)
+			cancel()
+		case <-started:
+		}
+	}()
+	err := s.start(ctx)
+	close(started)
+	<-watched
 	return err
 }
 
@@ -155,7 +175,15 @@ func (s *server) start(ctx context.Context) (err error) {
 		return err
 	}
 	opt := s.cfg.FS
+	if opt.Channels, err = s.channels(); err != nil {
+		_ = s.stack.Close(context.Background())
+		s.entry.release()
+		return err
+	}
 	opt.Dir, opt.Name, opt.Log, opt.Usage = s.cfg.Dir, s.stack.URL, s.log, s.stack.Store.Usage
+	if s.stack.Cache != nil {
+		opt.Cache = func() any { return s.stack.Cache.Stats() }
+	}
 	if s.fs, err = fusefs.Mount(ctx, s.stack.Volumes, opt); err != nil {
 		_ = s.stack.Close(context.Background())
 		s.entry.release()
@@ -177,7 +205,8 @@ func (s *server) resumeRemovals() {
 		if s.cfg.FS.ReadOnly {
 			return
 		}
-		if err := s.stack.Volumes.ResumeRemovals(ctx); err != nil && ctx.Err() == nil {
+		err := s.contained("removing what an interrupted removal left", func() error { return s.stack.Volumes.ResumeRemovals(ctx) })
+		if err != nil && ctx.Err() == nil {
 			s.log("removing what an interrupted removal left: %v; the next mount tries again", err)
 		}
 	}()
@@ -298,7 +327,7 @@ func (s *server) finish() {
 func (s *server) drainAll(ctx context.Context) error {
 	for {
 		s.setDrain("writing what is left to the store")
-		err := s.closeAll(ctx)
+		err := s.contained("closing", func() error { return s.closeAll(ctx) })
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -320,6 +349,13 @@ func (s *server) closeAll(ctx context.Context) error {
 	return s.stack.Close(ctx)
 }
 
+// contained calls f; a panic in it is logged and an error.
+func (s *server) contained(what string, f func() error) error {
+	err := kvstore.Contain(f)
+	kvstore.LogPanic(s.log, what, err)
+	return err
+}
+
 func (s *server) setDrain(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -337,6 +373,9 @@ func (s *server) methods() map[string]method {
 	m := volumeMethods(Local{s.stack}, s.fs.Resized, s.fs.SetTimeout)
 	m["status"] = bind(func(ctx context.Context, _ struct{}, _ func(Progress)) (any, error) { return s.status(ctx), nil })
 	m["umount"] = bind(s.umount)
+	m["abort"] = bind(func(_ context.Context, p Named, _ func(Progress)) (any, error) {
+		return nil, s.stack.Volumes.Abort(p.Name)
+	})
 	return m
 }
 

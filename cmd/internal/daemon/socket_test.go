@@ -98,6 +98,14 @@ func (f *fakeVolumes) Remove(_ context.Context, name string, progress func(done,
 	f.note("remove %s", name)
 	return nil
 }
+func (f *fakeVolumes) Scrub(_ context.Context, p ScrubParams, progress func(Progress)) (volume.Scrub, error) {
+	f.note("scrub %s %d %v", p.Name, p.Rate, p.Restart)
+	progress(Progress{Text: "going on"})
+	return volume.Scrub{Volume: p.Name, Damage: volume.Damage{Lost: 3}}, nil
+}
+
+func (f *fakeVolumes) Break(context.Context, string, bool) error { return nil }
+
 func (f *fakeVolumes) Where(_ context.Context, name string, off int64) (PlaceInfo, error) {
 	return PlaceInfo{Volume: name, Offset: off, CRC: "0badcafe", Stored: true}, nil
 }
@@ -132,7 +140,11 @@ func TestVolumeMethods(t *testing.T) {
 	if err := r.SetTimeout(ctx, "b", 0); !errors.Is(err, pool.ErrNoVolume) {
 		t.Errorf("set on a missing volume: %v", err)
 	}
-	want := "create b 4096; resized b; resize b 1 true; resized b; timeout a 1.5s; remove b; resized b; resize b 1 false"
+	text := ""
+	if s, err := r.Scrub(ctx, ScrubParams{"a", 1 << 20, true}, func(p Progress) { text = p.Text }); err != nil || s.Volume != "a" || s.Lost != 3 || text != "going on" {
+		t.Errorf("scrub: %+v, %v, %q", s, err, text)
+	}
+	want := "create b 4096; resized b; resize b 1 true; resized b; timeout a 1.5s; remove b; resized b; resize b 1 false; scrub a 1048576 true"
 	if got := strings.Join(fake.asked, "; "); got != want {
 		t.Errorf("asked: %s\nwant:  %s", got, want)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvbfs/kvbfs/cache"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 	"github.com/kvbfs/kvbfs/fusefs"
 	"github.com/kvbfs/kvbfs/kvstore"
@@ -29,6 +30,7 @@ type Status struct {
 	FS       fusefs.Status    `json:"fs"`
 	Volumes  []OpenVolume     `json:"volumes"` // that are open
 	Devices  []losetup.Device `json:"devices"` // loop devices on images of the mount
+	Cache    *cache.Stats     `json:"cache,omitempty"`
 	Draining string           `json:"draining,omitempty"`
 }
 
@@ -45,6 +47,8 @@ type OpenVolume struct {
 	Allocated int64           `json:"allocated_bytes"`
 	Writable  bool            `json:"writable"`
 	Counters  volume.Counters `json:"counters"`
+	// FlushFails says why every flush fails, if that is so.
+	FlushFails string `json:"flush_fails,omitempty"`
 	// Error says why there is no more to tell.
 	Error string `json:"error,omitempty"`
 }
@@ -77,6 +81,10 @@ func (s *server) status(ctx context.Context) Status {
 		Mount: s.mount, Version: s.cfg.Version, Durability: s.stack.Store.Properties().Durability.String(),
 		Servers: s.stack.Store.Servers(), Findings: Findings(s.stack.Findings), FS: s.fs.Status(),
 		Volumes: []OpenVolume{}, Devices: devicesOn(s.mount.Dir), Draining: s.draining(),
+	}
+	if s.stack.Cache != nil {
+		st := s.stack.Cache.Stats()
+		out.Cache = &st
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
@@ -125,7 +133,11 @@ func (s *server) askServers(ctx context.Context) <-chan storeState {
 			}
 		}
 		if len(out.trouble) == 0 {
-			out.usage, _ = s.stack.Store.Usage(ctx) // without it the status is still worth telling
+			// Without it the status is still worth telling.
+			_ = s.contained("asking for the store's size", func() (err error) {
+				out.usage, err = s.stack.Store.Usage(ctx)
+				return err
+			})
 		}
 		got <- out
 	}()
@@ -133,15 +145,24 @@ func (s *server) askServers(ctx context.Context) <-chan storeState {
 }
 
 func (s *server) askVolume(ctx context.Context, name string) OpenVolume {
-	got := make(chan OpenVolume, 1)
+	got := make(chan OpenVolume, 2)
 	go func() {
-		v, err := s.stack.Volumes.Open(ctx, name, false)
+		err := s.contained("looking at volume "+name, func() error {
+			v, err := s.stack.Volumes.Open(ctx, name, false)
+			if err != nil {
+				return err
+			}
+			o := OpenVolume{Name: name, Size: v.Size(), Allocated: v.Allocated(), Writable: v.Writable(), Counters: v.Counters()}
+			if err := v.FlushFails(); err != nil {
+				o.FlushFails = err.Error()
+			}
+			got <- o
+			_ = v.Close(context.Background())
+			return nil
+		})
 		if err != nil {
 			got <- OpenVolume{Name: name, Error: err.Error()}
-			return
 		}
-		got <- OpenVolume{Name: name, Size: v.Size(), Allocated: v.Allocated(), Writable: v.Writable(), Counters: v.Counters()}
-		_ = v.Close(context.Background())
 	}()
 	select {
 	case v := <-got:

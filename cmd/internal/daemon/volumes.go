@@ -27,14 +27,30 @@ type VolumeInfo struct {
 	Layers     []string    `json:"layers"`
 	MapHeight  int         `json:"map_height"`
 	Holder     *HolderInfo `json:"holder,omitempty"`
+	// Unaccepted: a server was emptied, and `volume repair` was not run yet.
+	Unaccepted bool          `json:"unaccepted"`
+	Consents   []ConsentInfo `json:"accepted_losses,omitempty"` // of info only
+}
+
+// ConsentInfo is a loss that somebody accepted, in blocks.
+type ConsentInfo struct {
+	Time    time.Time `json:"time"`
+	Lost    uint64    `json:"lost_blocks"`
+	Corrupt uint64    `json:"damaged_blocks"`
+	Unknown uint64    `json:"unknown_blocks"`
+	Pages   uint64    `json:"lost_map_pages"`
+	Host    string    `json:"host"`
 }
 
 // HolderInfo says who holds the write lease of a volume.
 type HolderInfo struct {
-	Host     string    `json:"host"`
-	PID      int       `json:"pid"`
-	Since    time.Time `json:"since"`
-	SameHost bool      `json:"same_host"`
+	ID         string    `json:"id"` // random, of this holding
+	Host       string    `json:"host"`
+	PID        int       `json:"pid"`
+	Since      time.Time `json:"since"`
+	SameHost   bool      `json:"same_host"`
+	Generation uint64    `json:"generation"`
+	TTL        int64     `json:"ttl_ms"`
 }
 
 // PlaceInfo says where the block of an offset is.
@@ -62,6 +78,10 @@ type Volumes interface {
 	// Remove tells progress, if not nil, how many blocks are gone of how many.
 	Remove(ctx context.Context, name string, progress func(done, total int64)) error
 	Where(ctx context.Context, name string, off int64) (PlaceInfo, error)
+	// Scrub tells progress, if not nil, where it begins and how far it has come.
+	Scrub(ctx context.Context, p ScrubParams, progress func(Progress)) (volume.Scrub, error)
+	// Break takes the write lease from its holder (pool.Pool.Break).
+	Break(ctx context.Context, name string, force bool) error
 	Close(ctx context.Context) error
 }
 
@@ -75,11 +95,16 @@ func (l Local) describe(i volume.Info) VolumeInfo {
 		Generation: i.Generation, Durability: l.Store.Properties().Durability.String(),
 		Layers: []string{}, MapHeight: int(i.MapHeight),
 	}
+	out.Unaccepted = i.Unaccepted
+	for _, c := range i.Consents {
+		out.Consents = append(out.Consents, ConsentInfo(c))
+	}
 	for _, layer := range i.Layers {
 		out.Layers = append(out.Layers, layer.ID.String())
 	}
 	if h := i.Holder; h != nil {
-		out.Holder = &HolderInfo{Host: h.Host, PID: h.PID, Since: h.Since, SameHost: h.SameHost}
+		out.Holder = &HolderInfo{ID: hex.EncodeToString(h.ID[:]), Host: h.Host, PID: h.PID, Since: h.Since,
+			SameHost: h.SameHost, Generation: h.Generation, TTL: h.TTL.Milliseconds()}
 	}
 	return out
 }
@@ -156,6 +181,11 @@ func (l Local) Where(ctx context.Context, name string, off int64) (PlaceInfo, er
 	return out, nil
 }
 
+// Break implements Volumes.
+func (l Local) Break(ctx context.Context, name string, force bool) error {
+	return l.Pool.Break(ctx, name, force)
+}
+
 // Remote asks a daemon.
 type Remote struct{ Mount Mount }
 
@@ -193,10 +223,20 @@ func (r Remote) Where(ctx context.Context, name string, off int64) (out PlaceInf
 	return out, Call(ctx, r.Mount, "where", WhereParams{name, off}, &out)
 }
 
+// Break implements Volumes.
+func (r Remote) Break(ctx context.Context, name string, force bool) error {
+	return Call(ctx, r.Mount, "break", BreakParams{name, force}, nil)
+}
+
 // SetTimeout changes how long requests of a volume wait for a server that does
 // not answer, now and for as long as the daemon lives; 0: for ever.
 func (r Remote) SetTimeout(ctx context.Context, name string, d time.Duration) error {
 	return Call(ctx, r.Mount, "set", SetParams{name, d.Milliseconds()}, nil)
+}
+
+// Abort fails all requests of a volume until it was closed (volume.Set.Abort).
+func (r Remote) Abort(ctx context.Context, name string) error {
+	return Call(ctx, r.Mount, "abort", Named{name}, nil)
 }
 
 // Close implements Volumes; the daemon goes on.

@@ -53,7 +53,7 @@ var sentinels = []struct {
 	{"no_volume", pool.ErrNoVolume}, {"volume_exists", pool.ErrVolumeExists}, {"bad_name", pool.ErrBadName},
 	{"bad_size", pool.ErrBadSize}, {"held", pool.ErrHeld}, {"format", pool.ErrFormat},
 	{"lost", volume.ErrLost}, {"read_only", volume.ErrReadOnly}, {"outside", volume.ErrOutside},
-	{"in_use", volume.ErrInUse}, {"shrink", volume.ErrShrink},
+	{"in_use", volume.ErrInUse}, {"volume_aborted", volume.ErrVolumeAborted}, {"shrink", volume.ErrShrink}, {"unaccepted", volume.ErrUnaccepted},
 	{"mount_busy", fusefs.ErrBusy}, {"no_fuse", fusefs.ErrNoFUSE}, {"mount_point", fusefs.ErrMountPoint},
 	{"input", stack.ErrInput}, {"method", ErrMethod}, {"mounted", ErrMounted},
 	{"permission", os.ErrPermission}, {"deadline", context.DeadlineExceeded}, {"canceled", context.Canceled},

@@ -49,8 +49,8 @@ func (d *demo) crash(ctx context.Context, c *column) (cell, error) {
 		return cell{}, err
 	}
 	begin := time.Now()
-	d.s.lazy(ctx, c.dir) // what the dead daemon leaves of its mount
-	if err := d.s.mount(ctx, c); err != nil {
+	d.s.Lazy(ctx, c.dir) // what the dead daemon leaves of its mount
+	if err := d.s.Mount(ctx, c.dir, c.url); err != nil {
 		return cell{}, fmt.Errorf("after SIGKILL: %w", err)
 	}
 	if fd, err = openDirect(path); err != nil {
@@ -80,7 +80,8 @@ func (l *ledger) write(ctx context.Context, fd, writer int) error {
 		l.issued[off] = version
 		l.mu.Unlock()
 		if err := full(unix.Pwrite(fd, buf, off))(blockSize); err != nil {
-			if errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
+			if errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) ||
+				errors.Is(err, unix.ECANCELED) {
 				return nil // what an open file sees of a dead daemon
 			}
 			return err
@@ -131,7 +132,7 @@ func (d *demo) loss(ctx context.Context, c *column) (cell, error) {
 		return cell{Text: "-"}, nil
 	}
 	const off = 5 << 20
-	out, err := d.s.kvbfs(ctx, "volume", "where", benchVolume, fmt.Sprint(off), "--json", "--store", c.url)
+	out, err := d.s.Kvbfs(ctx, "volume", "where", benchVolume, fmt.Sprint(off), "--json", "--store", c.url)
 	if err != nil {
 		return cell{}, err
 	}

@@ -30,6 +30,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/scratch"
 )
 
 // Options of Run.
@@ -46,7 +48,7 @@ type Options struct {
 // demo is one run.
 type demo struct {
 	opt     Options
-	s       *scratch
+	s       *scratch.Place
 	out     *report
 	tree    tree
 	way     way
@@ -82,18 +84,18 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	begin := time.Now()
-	s, err := newScratch(opt.Exe)
+	s, err := scratch.New(opt.Exe, "demo")
 	if err != nil {
 		return err
 	}
 	d := &demo{opt: opt, s: s, out: newReport(opt)}
 	defer func() {
 		if err == nil && opt.Keep {
-			d.out.kept(s.instructions(d.columns))
+			d.out.kept(instructions(s, d.columns))
 			return
 		}
 		d.out.progress("cleaning up")
-		swept, serr := s.sweep()
+		swept, serr := s.Sweep()
 		if err == nil {
 			err = serr
 		} else if serr != nil {
@@ -152,7 +154,7 @@ func (d *demo) show(ctx context.Context) error {
 		return err
 	}
 	d.out.progress("choosing a tree to copy")
-	if d.tree, err = stage(ctx, d.s.path("tree"), d.way.files()); err != nil {
+	if d.tree, err = stage(ctx, d.s.Path("tree"), d.way.files()); err != nil {
 		return fmt.Errorf("choosing a tree to copy: %w", err)
 	}
 	d.out.head(d)
@@ -175,15 +177,15 @@ func (d *demo) show(ctx context.Context) error {
 // open starts the stores, mounts them and makes the volumes.
 func (d *demo) open(ctx context.Context) error {
 	if d.opt.Only != "memcached" {
-		d.columns = append(d.columns, &column{title: "embedded", url: "file://" + d.s.path("store"), dir: d.s.path("embedded")})
+		d.columns = append(d.columns, &column{title: "embedded", url: "file://" + d.s.Path("store"), dir: d.s.Path("embedded")})
 	}
 	if _, err := exec.LookPath("memcached"); err == nil && d.opt.Only != "file" {
 		d.out.progress("starting a private memcached")
-		srv, err := d.s.startMemcached(ctx)
+		srv, err := startMemcached(ctx, d.s)
 		if err != nil {
 			return err
 		}
-		d.columns = append(d.columns, &column{title: "memcached", url: srv.url(), dir: d.s.path("memcached"), server: srv})
+		d.columns = append(d.columns, &column{title: "memcached", url: srv.url(), dir: d.s.Path("memcached"), server: srv})
 	}
 	for _, c := range d.columns {
 		d.out.progress(c.title + ": volumes and mount")
@@ -191,11 +193,11 @@ func (d *demo) open(ctx context.Context) error {
 			return err
 		}
 		for _, v := range []struct{ name, size string }{{treeVolume, d.opt.Size}, {benchVolume, benchSize}} {
-			if _, err := d.s.kvbfs(ctx, "volume", "create", v.name, "--size", v.size, "--store", c.url); err != nil {
+			if _, err := d.s.Kvbfs(ctx, "volume", "create", v.name, "--size", v.size, "--store", c.url); err != nil {
 				return err
 			}
 		}
-		if err := d.s.mount(ctx, c); err != nil {
+		if err := d.s.Mount(ctx, c.dir, c.url); err != nil {
 			return err
 		}
 	}
@@ -230,4 +232,19 @@ func (d *demo) steps() []step {
 		}
 	}
 	return steps
+}
+
+// instructions say how to go on with what --keep leaves, and how to end it.
+func instructions(s *scratch.Place, columns []*column) []string {
+	lines := []string{
+		"export KVBFS_STATE_DIR=" + s.Path("state") + " KVBFS_RUNTIME_DIR=" + s.Path("run"),
+		s.Exe + " status",
+	}
+	for _, c := range columns {
+		lines = append(lines, s.Exe+" umount "+c.dir)
+		if c.server != nil {
+			lines = append(lines, fmt.Sprintf("kill %d", c.server.pid()))
+		}
+	}
+	return append(lines, "rm -r "+s.Dir)
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/scratch"
 )
 
 func TestTreeFindsEveryChange(t *testing.T) {
@@ -106,13 +108,13 @@ func TestLedgerFindsLostAndTornBlocks(t *testing.T) {
 
 func TestReportIsAligned(t *testing.T) {
 	var out bytes.Buffer
-	d := &demo{way: &loopWay{}, s: &scratch{dir: "/tmp/x"}, tree: tree{files: 3412, bytes: 64e6, from: "/usr"},
+	d := &demo{way: &loopWay{}, s: &scratch.Place{Dir: "/tmp/x"}, tree: tree{files: 3412, bytes: 64e6, from: "/usr"},
 		columns: []*column{{title: "embedded"}, {title: "memcached", server: &server{}}}}
 	r := newReport(Options{Out: &out})
 	r.head(d)
 	r.row(step{key: "a", label: "a row"}, []cell{{Text: "one"}, {Text: "two"}})
 	r.row(step{key: "b", label: "another row"}, []cell{{Text: "12 345 /s"}, {Text: "-"}})
-	r.done(swept{Mounts: 2, Processes: 1, Bytes: 5e6}, 3*time.Second)
+	r.done(scratch.Swept{Mounts: 2, Processes: 1, Bytes: 5e6}, 3*time.Second)
 	lines := strings.Split(out.String(), "\n")
 	col := strings.Index(lines[3], "memcached")
 	for i, want := range map[int]string{4: "two", 5: "-"} {
@@ -133,9 +135,9 @@ func TestReportIsAligned(t *testing.T) {
 func TestReportJSON(t *testing.T) {
 	var out bytes.Buffer
 	r := newReport(Options{Out: &out, JSON: true})
-	r.head(&demo{way: &loopWay{}, s: &scratch{}, columns: []*column{{title: "embedded"}}})
+	r.head(&demo{way: &loopWay{}, s: &scratch.Place{}, columns: []*column{{title: "embedded"}}})
 	r.row(step{key: "copy"}, []cell{{Text: "5 MB/s", Value: 5, Unit: "MB/s"}})
-	r.done(swept{}, time.Second)
+	r.done(scratch.Swept{}, time.Second)
 	var got struct {
 		Results map[string]map[string]cell `json:"results"`
 	}
@@ -144,34 +146,6 @@ func TestReportJSON(t *testing.T) {
 	}
 	if c := got.Results["copy"]["embedded"]; c.Value != 5 || c.Unit != "MB/s" {
 		t.Errorf("the cell is %+v", c)
-	}
-}
-
-func TestSweepTakesProcessesAndFiles(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir())
-	// newScratch sets these for the process; give them back afterwards.
-	t.Setenv("KVBFS_STATE_DIR", "")
-	t.Setenv("KVBFS_RUNTIME_DIR", "")
-	s, err := newScratch("/nonexistent")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := s.command(context.Background(), "sleep", "1000")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { cmd.Wait(); close(ended) }()
-	if n := len(s.processes()); n != 1 {
-		t.Errorf("%d processes found, want 1", n)
-	}
-	n, err := s.sweep()
-	if err != nil || n.Processes != 1 {
-		t.Errorf("swept %+v: %v", n, err)
-	}
-	<-ended
-	if _, err := os.Stat(s.dir); !os.IsNotExist(err) {
-		t.Errorf("the scratch is still there: %v", err)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/scratch"
 )
 
 // Widths of the table in characters: it fits 80 columns with two stores.
@@ -38,7 +40,7 @@ type summary struct {
 	Way     string                     `json:"way"`
 	Tree    treeSummary                `json:"tree"`
 	Results map[string]map[string]cell `json:"results"` // by row, by store
-	Swept   *swept                     `json:"cleaned_up,omitempty"`
+	Swept   *scratch.Swept             `json:"cleaned_up,omitempty"`
 	Keep    []string                   `json:"keep,omitempty"` // how to end what was kept
 	Seconds float64                    `json:"seconds"`
 }
@@ -79,7 +81,7 @@ func (r *report) printf(format string, args ...any) {
 func (r *report) head(d *demo) {
 	r.all.Way = d.way.name()
 	r.all.Tree = treeSummary{d.tree.from, d.tree.files, d.tree.bytes}
-	r.printf("kvbfs demo: %s, in %s\n", d.way.name(), d.s.dir)
+	r.printf("kvbfs demo: %s, in %s\n", d.way.name(), d.s.Dir)
 	r.printf("a tree of %s files, %.0f MB, from %s\n", thousands(int64(d.tree.files)), float64(d.tree.bytes)/1e6, d.tree.from)
 	line := strings.Repeat(" ", labelWidth)
 	without := d.opt.Only == ""
@@ -128,27 +130,14 @@ func (r *report) row(st step, cells []cell) {
 }
 
 // done says what was cleaned up and how long all of it took.
-func (r *report) done(n swept, took time.Duration) {
+func (r *report) done(n scratch.Swept, took time.Duration) {
 	r.printf("\n%.1f s in all; cleaned up: %s\n", took.Seconds(), n)
 	r.all.Swept = &n
 	r.emit()
 }
 
 // broken ends the table when a step failed; the error itself is the caller's.
-func (r *report) broken(n swept) { r.printf("cleaned up: %s\n", n) }
-
-func (n swept) String() string {
-	var parts []string
-	for _, p := range []struct {
-		n    int
-		what string
-	}{{n.Mounts, "mount"}, {n.Loops, "loop device"}, {n.Processes, "process"}} {
-		if p.n > 0 {
-			parts = append(parts, count(p.n, p.what))
-		}
-	}
-	return strings.Join(append(parts, fmt.Sprintf("%.0f MB", float64(n.Bytes)/1e6)), ", ")
-}
+func (r *report) broken(n scratch.Swept) { r.printf("cleaned up: %s\n", n) }
 
 // kept says how to go on after --keep.
 func (r *report) kept(lines []string) {
@@ -165,15 +154,4 @@ func (r *report) emit() {
 	enc := json.NewEncoder(r.out)
 	enc.SetIndent("", "  ")
 	enc.Encode(r.all)
-}
-
-func count(n int, what string) string {
-	switch {
-	case n == 1:
-	case strings.HasSuffix(what, "s"):
-		what += "es"
-	default:
-		what += "s"
-	}
-	return fmt.Sprintf("%d %s", n, what)
 }

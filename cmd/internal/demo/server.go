@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/scratch"
 )
 
 // serverMB is the private memcached's memory: both volumes and room. It is taken
@@ -22,15 +24,15 @@ type server struct {
 	cmd    *exec.Cmd
 }
 
-func (s *scratch) startMemcached(ctx context.Context) (*server, error) {
-	srv := &server{socket: s.path("memcached.sock")}
+func startMemcached(ctx context.Context, s *scratch.Place) (*server, error) {
+	srv := &server{socket: s.Path("memcached.sock")}
 	args := []string{"memcached", "-s", srv.socket, "-a", "0600", "-M", "-F", "-m", serverMB, "-t", "2", "-R", "128", "-c", "1024",
 		"-o", "slab_sizes=96-192-4176-4240-8352,slab_automove=0"}
 	if os.Geteuid() == 0 {
 		args = append(args, "-u", "root")
 	}
 	// Not bound to ctx: the server ends after the mounts, by the sweep.
-	srv.cmd = s.command(context.WithoutCancel(ctx), args...)
+	srv.cmd = s.Command(context.WithoutCancel(ctx), args...)
 	if err := srv.cmd.Start(); err != nil {
 		return nil, err
 	}

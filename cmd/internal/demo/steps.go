@@ -20,10 +20,10 @@ func (d *demo) copyTree(ctx context.Context, c *column) (cell, error) {
 // checkTree ends the daemon and starts another one, so that nothing can come
 // from a cache, and compares.
 func (d *demo) checkTree(ctx context.Context, c *column) (cell, error) {
-	if err := d.s.umount(ctx, c); err != nil {
+	if err := d.s.Umount(ctx, c.dir); err != nil {
 		return cell{}, err
 	}
-	if err := d.s.mount(ctx, c); err != nil {
+	if err := d.s.Mount(ctx, c.dir, c.url); err != nil {
 		return cell{}, err
 	}
 	if err := d.way.compare(ctx, c); err != nil {
@@ -34,7 +34,7 @@ func (d *demo) checkTree(ctx context.Context, c *column) (cell, error) {
 
 func (d *demo) fsck(ctx context.Context, c *column) (cell, error) {
 	err := d.way.disk(ctx, c, treeVolume, func(path string) error {
-		out, err := d.s.run(ctx, "e2fsck", "-f", "-n", path)
+		out, err := d.s.Run(ctx, "e2fsck", "-f", "-n", path)
 		if err == nil && strings.Contains(out, "FIXED") {
 			err = fmt.Errorf("e2fsck found errors")
 		}

@@ -8,8 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/scratch"
 )
 
 // way is how a file system gets onto a volume.
@@ -33,7 +34,7 @@ func (d *demo) chooseWay(ctx context.Context) (way, error) {
 	l := &loopWay{d}
 	c := d.columns[0]
 	var why error
-	if rootHere() {
+	if scratch.RootHere() {
 		d.out.progress("trying a loop device")
 		if why = l.disk(ctx, c, benchVolume, func(string) error { return nil }); why == nil {
 			return l, nil
@@ -61,23 +62,15 @@ func (d *demo) chooseWay(ctx context.Context) (way, error) {
 	return nil, fmt.Errorf("no way to put a file system onto a volume: %w", why)
 }
 
-// rootHere says whether we are root of the machine and not of a user namespace,
-// where loop devices and ext4 cannot be had.
-func rootHere() bool {
-	m, err := os.ReadFile("/proc/self/uid_map")
-	f := strings.Fields(string(m))
-	return os.Geteuid() == 0 && (err != nil || len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295")
-}
-
 func (d *demo) mkfs(ctx context.Context, target string, more ...string) error {
 	args := append([]string{"mke2fs", "-q", "-F", "-t", "ext4", "-m", "0"}, more...)
-	_, err := d.s.run(ctx, append(args, target)...)
+	_, err := d.s.Run(ctx, append(args, target)...)
 	return err
 }
 
 // point returns a fresh mount point.
 func (d *demo) point(c *column) (string, error) {
-	dir := d.s.path(c.title + "-ext4")
+	dir := d.s.Path(c.title + "-ext4")
 	return dir, os.MkdirAll(dir, 0o700)
 }
 
@@ -88,7 +81,7 @@ func (*loopWay) name() string { return "ext4 on a loop device" }
 func (*loopWay) files() int   { return 3000 }
 
 func (w *loopWay) disk(ctx context.Context, c *column, volume string, f func(path string) error) error {
-	out, err := w.d.s.kvbfs(ctx, "attach", volume, "--dir", c.dir, "--json")
+	out, err := w.d.s.Kvbfs(ctx, "attach", volume, "--dir", c.dir, "--json")
 	if err != nil {
 		return err
 	}
@@ -102,7 +95,7 @@ func (w *loopWay) disk(ctx context.Context, c *column, volume string, f func(pat
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err() // the sweep detaches
 	}
-	if _, derr := w.d.s.kvbfs(ctx, "detach", dev.Device); err == nil {
+	if _, derr := w.d.s.Kvbfs(ctx, "detach", dev.Device); err == nil {
 		err = derr
 	}
 	return err
@@ -128,11 +121,11 @@ func (w *loopWay) mounted(ctx context.Context, c *column, dev string, f func(dir
 	if err != nil {
 		return err
 	}
-	if _, err := w.d.s.run(ctx, "mount", "-t", "ext4", dev, dir); err != nil {
+	if _, err := w.d.s.Run(ctx, "mount", "-t", "ext4", dev, dir); err != nil {
 		return err
 	}
 	err = f(dir)
-	if uerr := w.d.s.unmount(ctx, dir); err == nil && uerr != nil {
+	if uerr := w.d.s.Unmount(ctx, dir); err == nil && uerr != nil {
 		err = fmt.Errorf("umount %s: %w", dir, uerr)
 	}
 	return err
@@ -182,13 +175,13 @@ func (w *fuse2fsWay) mounted(ctx context.Context, c *column, f func(dir string) 
 	if err != nil {
 		return err
 	}
-	cmd := s.command(ctx, "fuse2fs", "-f", "-o", "fakeroot", filepath.Join(c.dir, treeVolume), dir)
+	cmd := s.Command(ctx, "fuse2fs", "-f", "-o", "fakeroot", filepath.Join(c.dir, treeVolume), dir)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	for end := time.Now().Add(10 * time.Second); !s.mounted(dir); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); !s.Mounted(dir); time.Sleep(10 * time.Millisecond) {
 		select {
 		case err := <-ended:
 			return fmt.Errorf("fuse2fs: %w", errors.Join(err, ctx.Err()))
@@ -199,7 +192,7 @@ func (w *fuse2fsWay) mounted(ctx context.Context, c *column, f func(dir string) 
 		}
 	}
 	err = f(dir)
-	if uerr := s.unmount(ctx, dir); err == nil && uerr != nil {
+	if uerr := s.Unmount(ctx, dir); err == nil && uerr != nil {
 		err = fmt.Errorf("umount %s: %w", dir, uerr)
 	}
 	select {
@@ -207,7 +200,7 @@ func (w *fuse2fsWay) mounted(ctx context.Context, c *column, f func(dir string) 
 		if err == nil && werr != nil {
 			err = fmt.Errorf("fuse2fs: %w", werr)
 		}
-	case <-time.After(commandLimit):
+	case <-time.After(scratch.CommandLimit):
 		err = errors.Join(err, errors.New("fuse2fs does not end after umount"))
 	}
 	return err
@@ -232,13 +225,13 @@ func (w *debugfsWay) fill(ctx context.Context, c *column) error {
 }
 
 func (w *debugfsWay) compare(ctx context.Context, c *column) error {
-	out := w.d.s.path(c.title + "-out")
+	out := w.d.s.Path(c.title + "-out")
 	if err := os.MkdirAll(out, 0o700); err != nil {
 		return err
 	}
 	defer os.RemoveAll(out)
 	// debugfs takes a script line; the scratch's path has no characters to quote.
-	if _, err := w.d.s.run(ctx, "debugfs", "-R", "rdump / "+out, filepath.Join(c.dir, treeVolume)); err != nil {
+	if _, err := w.d.s.Run(ctx, "debugfs", "-R", "rdump / "+out, filepath.Join(c.dir, treeVolume)); err != nil {
 		return err
 	}
 	return w.d.tree.check(ctx, out)

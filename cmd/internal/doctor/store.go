@@ -19,6 +19,9 @@ const slowStore = 2 * time.Millisecond
 // each flag.
 const startLine = "memcached -M -F -k -m MEGABYTES -t 4 -R 128 -c 4096 -o slab_sizes=96-192-4176-4240-8352,slab_automove=0"
 
+// redisLine is how a Redis for kvbfs is started; docs/stores.md argues each word.
+const redisLine = "redis-server --maxmemory SIZE --maxmemory-policy noeviction --appendonly yes --appendfsync everysec --save ''"
+
 // Store looks at a store: does it answer, how fast, does it know its pool, and
 // are its settings safe. The error is about the URL itself (stack.ErrInput).
 func Store(ctx context.Context, url string) ([]Finding, error) {
@@ -63,8 +66,11 @@ func (r *report) inspected(s *stack.Stack) {
 		bad = bad || f.Severity != kvstore.Info
 		r.add(level, f.Server+": "+f.What, f.Fix)
 	}
-	if bad && s.Store.Properties().Name == "memcached" {
+	switch name := s.Store.Properties().Name; {
+	case bad && name == "memcached":
 		r.add(Info, "a memcached for kvbfs is started so", startLine)
+	case bad && name == "redis":
+		r.add(Info, "a Redis for kvbfs is started so", redisLine)
 	}
 }
 
@@ -94,6 +100,8 @@ func (r *report) broken(url string, err error) {
 	what, hint, _ := strings.Cut(err.Error(), "\n")
 	fix := strings.TrimSpace(hint)
 	switch {
+	case stack.Distrust(err) != "":
+		fix = strings.TrimPrefix(stack.Distrust(err), "; ")
 	case errors.Is(err, kvstore.ErrUnreachable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, kvstore.ErrTimeout):
 		fix = "start the server, or correct the address"
 		if socket, ok := strings.CutPrefix(url, "memcached+unix://"); ok {
@@ -101,6 +109,11 @@ func (r *report) broken(url string, err error) {
 			fix = startLine + " -s " + path
 		} else if strings.HasPrefix(url, "memcached://") {
 			fix = startLine + " -l ADDRESS -p PORT"
+		} else if socket, ok := strings.CutPrefix(url, "redis+unix://"); ok {
+			path, _, _ := strings.Cut(socket, "?")
+			fix = redisLine + " --port 0 --unixsocket " + path
+		} else if strings.HasPrefix(url, "redis://") {
+			fix = redisLine + " --bind ADDRESS --port PORT"
 		}
 	case errors.Is(err, pool.ErrForgotten), errors.Is(err, kvstore.ErrServerLost):
 		fix = "restore the server's data, or accept the loss: kvbfs pool forget " + url

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached"
+	"github.com/kvbfs/kvbfs/kvstore/redis"
 )
 
 // source is an opened store and what its URL says beside the store itself.
@@ -27,15 +28,24 @@ type scheme struct {
 	canonical func(raw string) (text, pool string, err error)
 	open      func(ctx context.Context, canonical string, cfg Config) (kvstore.Store, error)
 	private   bool
+	hidden    bool // not listed: of use to developers only
 }
 
 // schemes are the stores of this build.
 func schemes() []scheme {
 	return []scheme{
 		{name: "memcached", example: "memcached://host:11211,host2:11211/pool", canonical: canonicalMemcached, open: openMemcached},
+		{name: "memcached+tls", example: "memcached+tls://host:11211/pool", canonical: canonicalMemcached, open: openMemcached},
 		{name: "memcached+unix", example: "memcached+unix:///run/memcached.sock", canonical: canonicalMemcached, open: openMemcached},
+		{name: "redis", example: "redis://host:6379/0", canonical: canonicalRedis, open: openRedis},
+		{name: "rediss", example: "rediss://host:6379?ca=FILE", canonical: canonicalRedis, open: openRedis},
+		{name: "redis+unix", example: "redis+unix:///run/redis.sock", canonical: canonicalRedis, open: openRedis},
+		{name: "redis+sentinel", example: "redis+sentinel://NAME@host:26379", canonical: canonicalRedis, open: openRedis},
+		{name: "redis+cluster", example: "redis+cluster://host:6379,host2:6379", canonical: canonicalRedis, open: openRedis},
 		{name: "file", example: "file:///var/lib/kvbfs/store", canonical: canonicalFile, open: openFile},
+		{name: "bolt", example: "bolt:///var/lib/kvbfs/store.db", canonical: canonicalBolt, open: openBolt},
 		{name: "mem", example: "mem:", canonical: canonicalMem, open: openMem, private: true},
+		{name: "null", example: "null:", canonical: canonicalNull, open: openNull, private: true, hidden: true},
 	}
 }
 
@@ -43,7 +53,9 @@ func schemes() []scheme {
 func Schemes() []string {
 	var out []string
 	for _, s := range schemes() {
-		out = append(out, s.example)
+		if !s.hidden {
+			out = append(out, s.example)
+		}
 	}
 	return out
 }
@@ -108,10 +120,20 @@ func openStore(ctx context.Context, cfg Config) (source, error) {
 	}
 	masked := Mask(p.canonical)
 	st, err := p.scheme.open(ctx, p.canonical, cfg)
+	if err == nil {
+		st, err = withFaults(st)
+	}
 	if err != nil {
 		return source{}, explain(masked, err)
 	}
 	return source{store: st, url: masked, pool: p.pool, private: p.scheme.private}, nil
+}
+
+// OpenStore opens the store of cfg.URL alone, without a pool: for who measures it.
+// It is not joined, and the caller closes it.
+func OpenStore(ctx context.Context, cfg Config) (kvstore.Store, error) {
+	src, err := openStore(ctx, cfg)
+	return src.store, err
 }
 
 // Mask takes the secrets out of a URL, well-formed or not: a password before the
@@ -157,7 +179,7 @@ func canonicalMemcached(raw string) (text, pool string, err error) {
 	scheme, rest, _ := strings.Cut(raw, ":")
 	if Mask(raw) != raw {
 		// Here and not below, where errors quote pieces of the URL.
-		return "", "", inputf("store URL %q: memcached takes no user, password or key in its URL", Mask(raw))
+		return "", "", inputf("store URL %q: no user, password or key in the URL: %s names a file with user:password, %s one with a key", Mask(raw), EnvAuthFile, EnvKey)
 	}
 	_, pool, text, err = memcached.ParseURL(strings.ToLower(scheme) + ":" + rest)
 	if err != nil {
@@ -168,6 +190,18 @@ func canonicalMemcached(raw string) (text, pool string, err error) {
 		pool = ""
 	}
 	return text, pool, nil
+}
+
+func canonicalRedis(raw string) (text, pool string, err error) {
+	scheme, rest, _ := strings.Cut(raw, ":")
+	l, err := redis.ParseURL(strings.ToLower(scheme) + ":" + rest)
+	if err != nil {
+		return "", "", inputf("store URL %q: %v", Mask(raw), err)
+	}
+	if l.Pool == "default" {
+		l.Pool = "" // what it is called if the URL does not say
+	}
+	return l.Text, l.Pool, nil
 }
 
 func canonicalFile(raw string) (text, pool string, err error) {
@@ -185,10 +219,26 @@ func canonicalFile(raw string) (text, pool string, err error) {
 	return "file://" + filepath.Clean(path), "", nil
 }
 
+func canonicalBolt(raw string) (text, pool string, err error) {
+	_, path, _ := strings.Cut(raw, "://")
+	if !filepath.IsAbs(path) || strings.HasSuffix(path, "/") || strings.Contains(path, "?") {
+		return "", "", inputf("%q names no file: write bolt:///var/lib/kvbfs/store.db, three slashes and an absolute path", Mask(raw))
+	}
+	return "bolt://" + filepath.Clean(path), "", nil
+}
+
 func canonicalMem(raw string) (text, pool string, err error) {
 	_, rest, _ := strings.Cut(raw, ":")
 	if strings.Trim(rest, "/") != "" {
 		return "", "", inputf("a store in memory takes no address: write mem: instead of %q", Mask(raw))
 	}
 	return "mem:", "", nil
+}
+
+func canonicalNull(raw string) (text, pool string, err error) {
+	_, rest, _ := strings.Cut(raw, ":")
+	if strings.Trim(rest, "/") != "" {
+		return "", "", inputf("the store that keeps nothing takes no address: write null: instead of %q", Mask(raw))
+	}
+	return "null:", "", nil
 }

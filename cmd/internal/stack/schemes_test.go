@@ -13,11 +13,17 @@ func TestCanonical(t *testing.T) {
 		"FILE:///a%20b":                            "file:///a%20b",
 		"file://localhost/a":                       "file:///a",
 		"mem:":                                     "mem:",
+		"redis://h/0?pool=default":                 "redis://h:6379",
+		"Redis+Cluster://a,b:1?pool=p":             "redis+cluster://a:6379,b:1?pool=p",
+		"redis+sentinel://m@a/2":                   "redis+sentinel://m@a:26379/2",
+		"bolt:///var/../x.db":                      "bolt:///x.db",
 		"mem://":                                   "mem:",
+		"null:":                                    "null:",
 		"memcached://h":                            "memcached://h:11211",
 		"memcached://h:11211/default":              "memcached://h:11211",
 		"memcached://h,h2:1/p":                     "memcached://h:11211,h2:1/p",
 		"Memcached://[::1]:11211/":                 "memcached://[::1]:11211",
+		"memcached+TLS://h/p":                      "memcached+tls://h:11211/p",
 		"memcached+unix:///run/x.sock":             "memcached+unix:///run/x.sock",
 		"memcached+unix:///run/../run/x.sock":      "memcached+unix:///run/x.sock",
 		"memcached+unix:///run/x?pool=default":     "memcached+unix:///run/x",
@@ -35,9 +41,9 @@ func TestCanonical(t *testing.T) {
 }
 
 func TestCanonicalRefuses(t *testing.T) {
-	for _, in := range []string{"nonsense", "redis://h", "http://h", "file://relative/dir", "file:relative", "file:",
+	for _, in := range []string{"nonsense", "nfs://h", "redis://u:s3cret@h", "http://h", "bolt://x.db", "bolt:///x/", "redis+cluster://h/1", "file://relative/dir", "file:relative", "file:",
 		"file:///a?mode=1", "memcached:", "memcached://", "memcached://h:99999", "memcached://h:0", "memcached://,", "memcached://h,h",
-		"memcached://h/a/b", "memcached+unix://run/x", "memcached+unix:", "mem:x", "mem://host", "://", ":"} {
+		"memcached://h/a/b", "memcached+unix://run/x", "memcached+unix:", "mem:x", "null:x", "mem://host", "://", ":"} {
 		got, err := Canonical(in)
 		if !errors.Is(err, ErrInput) {
 			t.Errorf("Canonical(%q) = %q, %v; want ErrInput", in, got, err)
@@ -47,6 +53,9 @@ func TestCanonicalRefuses(t *testing.T) {
 
 func TestUnknownSchemeListsKnownOnes(t *testing.T) {
 	_, err := Canonical("etcd://h")
+	if err != nil && strings.Contains(err.Error(), "null:") {
+		t.Errorf("error %q offers the store that keeps nothing", err)
+	}
 	for _, want := range []string{`"etcd"`, "memcached://", "memcached+unix://", "file://", "mem:"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %q does not name %s", err, want)

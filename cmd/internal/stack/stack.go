@@ -1,5 +1,5 @@
 // Package stack builds the whole stack below a mount or a command, in one
-// function: URL -> store -> pool -> volumes.
+// function: URL -> store -> cache -> pool -> volumes.
 //
 // # The nouns
 //
@@ -28,6 +28,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kvbfs/kvbfs/cache"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
@@ -49,9 +50,21 @@ func inputf(format string, args ...any) error { return &inputError{fmt.Sprintf(f
 type Config struct {
 	URL         string // as the user gave it; empty: DefaultURL
 	Connections int    // per worker and server; 0: 1
+	// CacheSize bounds the memory of the read cache in bytes; 0: none. A store that
+	// is in this process or in local files has none in any case.
+	CacheSize int64
+	// ReadAhead bounds how far ahead of a reader in sequence is read into the cache,
+	// in bytes; 0: not at all.
+	ReadAhead int64
+	// WaitReplicas and WaitAOF say what a flush of a Redis store waits for.
+	WaitReplicas int
+	WaitAOF      bool
 	// Dangerous allows stores whose Inspect refuses.
 	Dangerous bool
-	Log       func(format string, args ...any)
+	// Damaged opens a pool of which servers were emptied, to look at it:
+	// pool.Options.Damaged.
+	Damaged bool
+	Log     func(format string, args ...any)
 }
 
 // Stack is an opened store with all that stands on it.
@@ -60,6 +73,7 @@ type Stack struct {
 	Store    kvstore.Store
 	Pool     *pool.Pool
 	Volumes  *volume.Set
+	Cache    *cache.Store // part of Store; nil: none
 	Findings []kvstore.Finding
 	// RTT is the round trip of one small control request to each server, in the
 	// order of Store.Servers: the best of a few. 0: not measured.
@@ -106,11 +120,32 @@ func Open(ctx context.Context, cfg Config) (*Stack, error) {
 		return nil, err
 	}
 	s := &Stack{URL: src.url, Store: src.store}
-	if err := s.build(ctx, cfg, src); err != nil {
+	if err = s.wrap(cfg, src.private); err == nil {
+		err = s.build(ctx, cfg, src)
+	}
+	if err != nil {
 		_ = s.Close(context.Background())
 		return nil, explain(s.URL, err)
 	}
 	return s, nil
+}
+
+// wrap puts the cache on the store, where it can pay: the kernel's page cache does
+// the same for local files, and memory needs no copy in memory.
+func (s *Stack) wrap(cfg Config, private bool) (err error) {
+	if cfg.CacheSize <= 0 {
+		return nil
+	}
+	if private || s.Store.Properties().Presence {
+		if cfg.Log != nil {
+			cfg.Log("no cache for %s: its blocks are in the memory of this machine already", s.URL)
+		}
+		return nil
+	}
+	if s.Cache, err = cache.Wrap(s.Store, cache.Config{Size: cfg.CacheSize, ReadAhead: cfg.ReadAhead}); err == nil {
+		s.Store = s.Cache
+	}
+	return err
 }
 
 // build puts the pool and the volumes on the store.
@@ -133,19 +168,25 @@ func (s *Stack) build(ctx context.Context, cfg Config, src source) error {
 	} else if state, err = StateDir(); err != nil {
 		return err
 	}
-	s.Pool, err = pool.Open(ctx, s.Store, pool.Options{URL: s.URL, Name: src.pool, StateDir: state, RuntimeDir: run})
-	if err != nil {
-		return err
-	}
 	log := cfg.Log
 	if log == nil {
 		log = func(string, ...any) {}
 	}
-	s.Volumes = volume.New(s.Pool, s.Store, volume.Options{
+	s.Pool, err = pool.Open(ctx, s.Store, pool.Options{URL: s.URL, Name: src.pool, StateDir: state, RuntimeDir: run, Log: log,
+		Damaged: cfg.Damaged})
+	if err != nil {
+		return err
+	}
+	opt := volume.Options{
 		RuntimeDir: run,
+		StateDir:   state,
 		Lease:      pool.LeaseOptions{Notify: func(msg string) { log("%s", msg) }},
 		Log:        log,
-	})
+	}
+	if s.Cache != nil {
+		opt.Opened = s.Cache.Opened
+	}
+	s.Volumes = volume.New(s.Pool, s.Store, opt)
 	return nil
 }
 
@@ -181,7 +222,11 @@ func (s *Stack) Unreachable(ctx context.Context) []error {
 	var wg sync.WaitGroup
 	for i := range out {
 		wg.Go(func() {
-			if _, err := s.Store.Control().Get(ctx, i, pingRecord); !errors.Is(err, kvstore.ErrAbsent) {
+			err := kvstore.Contain(func() error {
+				_, err := s.Store.Control().Get(ctx, i, pingRecord)
+				return err
+			})
+			if !errors.Is(err, kvstore.ErrAbsent) {
 				out[i] = err
 			}
 		})
@@ -220,6 +265,8 @@ func explain(url string, err error) error {
 		hint = "; its data is gone: if you accept that, `kvbfs pool forget " + url + "` lets it be used anew"
 	case errors.Is(err, pool.ErrOtherServers):
 		hint = "; name all servers of the pool in the URL, in their order"
+	case Distrust(err) != "":
+		hint = Distrust(err)
 	case errors.Is(err, kvstore.ErrUnreachable):
 		hint = "; is the server running? `kvbfs doctor " + url + "` tells how to start it"
 	case errors.Is(err, os.ErrPermission):

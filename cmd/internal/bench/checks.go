@@ -1,0 +1,223 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/result"
+)
+
+// Names of the checks, as --only selects them: check/NAME/TRANSPORT[/PLACE].
+const (
+	checkBeside  = "p99-beside-writer"
+	checkStopped = "stopped-server"
+	checkIdle    = "idle-cpu"
+	checkMemory  = "memory"
+)
+
+// Limits of the checks. They are promises of the documentation.
+const (
+	besideLimit  = 3.0   // times the p99 alone
+	stoppedLimit = 80.0  // percent of the rate with both servers alive
+	idleLimit    = 0.1   // percent of one core
+	memoryLimit  = 150.0 // MiB
+)
+
+// checkID names a check as rows are named.
+func checkID(name, transport, place string) string {
+	return strings.TrimSuffix(strings.Join([]string{"check", name, transport, place}, "/"), "/")
+}
+
+// checkWanted says whether --only selects a check. Without it --quick has none.
+func (b *bench) checkWanted(name, transport, place string) bool {
+	if b.opt.only == nil {
+		return !b.opt.Quick
+	}
+	return b.opt.only.MatchString(checkID(name, transport, place))
+}
+
+// checksWanted says whether any is.
+func (b *bench) checksWanted() bool {
+	for _, t := range b.transports {
+		for _, name := range []string{checkBeside, checkStopped, checkIdle, checkMemory} {
+			for _, place := range []string{"", result.File, result.Loop} {
+				if b.checkWanted(name, t, place) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// checkTargets are the targets that checks need, beside those of the rows.
+func (b *bench) checkTargets(t *target) bool {
+	if t.subject != result.Kvbfs || t.place != result.File && t.place != result.Loop {
+		return false
+	}
+	return b.checkWanted(checkBeside, t.transport, t.place) ||
+		t.place == result.File && b.checkWanted(checkIdle, t.transport, "")
+}
+
+// checks does those that are wanted.
+func (b *bench) checks(ctx context.Context, targets []*target) error {
+	add := func(c result.Check, err error) error {
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%s: %w", checkID(c.Name, c.Transport, c.Place), err)
+		}
+		b.report.Checks = append(b.report.Checks, c)
+		return nil
+	}
+	for _, t := range targets {
+		if t.subject != result.Kvbfs || !b.checkTargets(t) || !b.checkWanted(checkBeside, t.transport, t.place) {
+			continue
+		}
+		if err := add(b.beside(ctx, t)); err != nil {
+			return err
+		}
+	}
+	for _, t := range targets {
+		if t.subject == result.Kvbfs && t.place == result.File && b.checkWanted(checkIdle, t.transport, "") {
+			if err := add(b.idle(ctx, t)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, transport := range b.transports {
+		if !b.checkWanted(checkMemory, transport, "") {
+			continue
+		}
+		if err := add(b.memory(ctx, transport)); err != nil {
+			return err
+		}
+	}
+	for _, transport := range b.transports {
+		if !b.checkWanted(checkStopped, transport, "") {
+			continue
+		}
+		if _, err := exec.LookPath("memcached"); err != nil {
+			b.skip("%s: memcached is not installed, and two servers of our own are needed", checkID(checkStopped, transport, ""))
+			continue
+		}
+		if err := add(b.stopped(ctx, transport)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// beside compares the p99 of single reads alone and while somebody writes large
+// requests, one after the other, to the other half of the same disk.
+func (b *bench) beside(ctx context.Context, t *target) (result.Check, error) {
+	c := result.Check{Name: checkBeside, What: "p99 of 4 KiB reads at QD1 beside a writer of 1 MiB, to alone",
+		Transport: t.transport, Place: t.place, Unit: "x", Limit: besideLimit}
+	half := b.opt.size / 2
+	reader := workArgs("reader", t.path, half, b.opt.Seconds, result.Work{Kind: "randread", Block: block4k, Depth: 1, Jobs: 1})
+	writer := workArgs("writer", t.path, half, b.opt.Seconds, result.Work{Kind: "write", Block: block1m, Depth: 1, Jobs: 1})
+	writer = append(writer, fmt.Sprintf("--offset=%d", half), "--new_group")
+	var alone, beside []result.Sample
+	var wrote []float64 // bytes per second
+	for round := range b.opt.Rounds {
+		for _, with := range []bool{false, true} {
+			b.show.step("%s: round %d/%d", checkID(c.Name, t.transport, t.place), round+1, b.opt.Rounds)
+			args := reader
+			if with {
+				args = append(append([]string{}, reader...), writer...)
+			}
+			s, err := repeat(func() (result.Sample, error) {
+				return metered(t.pid, func() (result.Sample, int64, error) {
+					jobs, err := runFio(ctx, b.place, time.Duration(b.opt.Seconds)*time.Second, fioArgs(args...))
+					if err != nil {
+						return result.Sample{}, 0, err
+					}
+					if with {
+						wrote = append(wrote, jobs[len(jobs)-1].Write.BW)
+					}
+					return jobs[0].sample(), jobs[0].ios(), nil
+				})
+			})
+			if err != nil {
+				return c, err
+			}
+			if with {
+				beside = append(beside, s)
+			} else {
+				alone = append(alone, s)
+			}
+		}
+	}
+	a, noisyA := result.Settle(alone)
+	w, noisyW := result.Settle(beside)
+	c.Noisy = noisyA || noisyW
+	c.Parts = []result.Part{{Name: "p99 alone", Value: a.P99US, Unit: "us"}, {Name: "p99 beside the writer", Value: w.P99US, Unit: "us"},
+		{Name: "the writer", Value: result.Middle(wrote) / 1e6, Unit: "MB/s"}}
+	if a.P99US > 0 {
+		c.Value = w.P99US / a.P99US
+	}
+	return c, nil
+}
+
+// idle measures the CPU time of a daemon whose volume is open and untouched.
+func (b *bench) idle(ctx context.Context, t *target) (result.Check, error) {
+	c := result.Check{Name: checkIdle, What: "CPU time of an idle daemon, of one core", Transport: t.transport, Unit: "%", Limit: idleLimit}
+	span := time.Minute
+	if b.opt.Quick {
+		span = 3 * time.Second
+	}
+	hold, err := os.Open(t.path)
+	if err != nil {
+		return c, err
+	}
+	defer hold.Close()
+	b.show.step("%s: %v", checkID(c.Name, t.transport, ""), span)
+	before, err := processTime(t.pid)
+	if err != nil {
+		return c, err
+	}
+	begin := time.Now()
+	select {
+	case <-ctx.Done():
+		return c, ctx.Err()
+	case <-time.After(span):
+	}
+	after, err := processTime(t.pid)
+	c.Value = 100 * (after - before).Seconds() / time.Since(begin).Seconds()
+	return c, err
+}
+
+// bigVolume is the size of the volume of the memory check.
+const bigVolume = 100 << 30
+
+// memory measures a daemon's peak of resident memory while a volume of 100 GiB is
+// read and written all over.
+func (b *bench) memory(ctx context.Context, transport string) (result.Check, error) {
+	c := result.Check{Name: checkMemory, What: "peak of the daemon's memory, a volume of 100 GiB busy", Transport: transport, Unit: "MiB", Limit: memoryLimit}
+	b.show.step("%s", checkID(c.Name, transport, ""))
+	volume := b.volume(transport, "big")
+	m, err := b.serve(ctx, "memory-"+transport, b.url, transport, map[string]int64{volume: bigVolume})
+	if err != nil {
+		return c, err
+	}
+	// Half of it writes, each of a block of its own.
+	perJob := b.opt.size / 2 / int64(b.cpus) &^ (block4k - 1)
+	_, err = runFio(ctx, b.place, fillTime, fioArgs("--name=big", "--filename="+m.image(volume), "--rw=randrw", "--bs=4k",
+		"--iodepth=32", fmt.Sprintf("--numjobs=%d", b.cpus), fmt.Sprintf("--size=%d", int64(bigVolume)), fmt.Sprintf("--io_size=%d", perJob), "--group_reporting"))
+	if err != nil {
+		return c, err
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.pid))
+	if err != nil {
+		return c, err
+	}
+	peak, err := parseStatus(text, "VmHWM")
+	c.Value = float64(peak) / (1 << 20)
+	return c, errors.Join(err, b.place.Umount(ctx, m.dir))
+}

@@ -1,0 +1,121 @@
+package fusefs
+
+import (
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+
+	"github.com/kvbfs/kvbfs/kvstore/volume"
+)
+
+// Stragglers are requests whose server keeps silent. They leave their lane with
+// the worker that they are in, which finishes them on a goroutine of its own,
+// while the lane goes on with another worker: a stopped server does not delay
+// blocks of other servers. While it stays silent, new requests for it do not even
+// enter a lane with others (dispatcher.silent).
+//
+// Nothing is copied when requests leave: each keeps its buffer, which is the
+// kernel's next request's only after the reply.
+type stragglers struct {
+	count atomic.Int32
+	most  int32 // maxStragglers, or less
+	wait  sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows; never taken while all servers answer
+	spares []worker   // without work
+	closed bool
+}
+
+// maxStragglers bounds the workers that wait for silent servers, hence their
+// connections. With more than that a lane waits itself.
+const maxStragglers = 16
+
+// maxSpares bounds the workers that are kept for the next time.
+const maxSpares = 4
+
+func (s *stragglers) room() bool { return s.count.Load() < s.most }
+
+// worker returns a spare worker, or a new one.
+func (d *dispatcher) worker() (worker, error) {
+	s := &d.stragglers
+	s.mu.Lock()
+	if n := len(s.spares); n > 0 {
+		w := s.spares[n-1]
+		s.spares = s.spares[:n-1]
+		s.mu.Unlock()
+		return w, nil
+	}
+	s.mu.Unlock()
+	return d.open(d.ctx)
+}
+
+// finish waits for what a worker of the lane has left and calls done when all of
+// reqs have their results.
+func (l *lane) finish(w worker, reqs []*volume.Request, done func()) {
+	s := &l.d.stragglers
+	s.count.Add(1)
+	s.wait.Add(1)
+	go func() {
+		defer s.wait.Done()
+		l.d.finishNow(w, reqs)
+		s.count.Add(-1)
+		l.counters.failed(reqs)
+		done()
+	}()
+}
+
+func (d *dispatcher) finishNow(w worker, reqs []*volume.Request) {
+	s := &d.stragglers
+	defer func() {
+		if r := recover(); r != nil {
+			d.log("panic while finishing %d requests: %v\n%s", len(reqs), r, debug.Stack())
+			fail(reqs, errPanic)
+			closeQuietly(w)
+		}
+	}()
+	w.Finish(d.ctx)
+	s.mu.Lock()
+	keep := len(s.spares) < maxSpares && !s.closed
+	if keep {
+		s.spares = append(s.spares, w)
+	}
+	s.mu.Unlock()
+	if !keep {
+		closeQuietly(w)
+	}
+}
+
+// straggle parts the calls of a batch that begins with the leader's own: it sees
+// to those that are left, and returns the list of the others less the own one.
+func (l *lane) straggle(w worker, own *call) (done *call) {
+	var reqs []*volume.Request
+	var left *call
+	for c := own; c != nil; {
+		next := c.next
+		switch {
+		case c.req.Left:
+			c.next, left = left, c
+			reqs = append(reqs, &c.req)
+		case c != own:
+			c.next, done = done, c
+		}
+		c = next
+	}
+	l.finish(w, reqs, func() { wakeAll(left) })
+	return done
+}
+
+// close waits for the stragglers and closes the spare workers.
+func (s *stragglers) close() (first error) {
+	s.wait.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, w := range s.spares {
+		if err := w.Close(); err != nil && first == nil {
+			first = err
+		}
+	}
+	s.spares = nil
+	return first
+}

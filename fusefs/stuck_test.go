@@ -1,0 +1,44 @@
+package fusefs
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestStuckIsTold: requests that do not end are told of once, and when they did.
+func TestStuckIsTold(t *testing.T) {
+	var f inflight
+	f.init()
+	var lines []string
+	log := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	l := stuckLog{limit: 10 * time.Millisecond}
+	slot := f.begin()
+	for len(lines) == 0 {
+		l.tell(&f, log)
+		time.Sleep(time.Millisecond)
+	}
+	l.tell(&f, log) // not again at once
+	f.end(slot)
+	l.tell(&f, log)
+	l.tell(&f, log)
+	if len(lines) != 2 || !strings.Contains(lines[0], "1 requests in flight") || !strings.Contains(lines[1], "again") {
+		t.Errorf("told: %q", lines)
+	}
+}
+
+// TestBounded: a look into /proc that hangs is left behind, with what it found and
+// a word that this was not all.
+func TestBounded(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	got := bounded(50*time.Millisecond, func(found func(string)) { found("a"); <-release })
+	if len(got) != 2 || got[0] != "a" {
+		t.Errorf("a look that hangs: %q", got)
+	}
+	if got := bounded(time.Hour, func(found func(string)) { found("a") }); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("a look that ends: %q", got)
+	}
+}

@@ -1,0 +1,114 @@
+package memcached
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
+)
+
+// traces lists the files of a trace directory.
+func traces(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*"+traceExt))
+	want(t, err, nil)
+	return files
+}
+
+// tracedStore opens a store that leaves word of its connections in dir.
+func tracedStore(t *testing.T, server *memcachedtest.Server, dir string) *Store {
+	t.Helper()
+	s, err := Open(bg(t), Config{Servers: []string{server.Addr()}, TraceDir: dir, Log: t.Logf})
+	want(t, err, nil)
+	return s
+}
+
+// TestTrace: a store's list has its connections while they are open, is locked, and
+// goes with the store.
+func TestTrace(t *testing.T) {
+	server := memcachedtest.Start(t)
+	dir := t.TempDir()
+	s := tracedStore(t, server, dir)
+	p := spread{1}
+	name, value := p.Sentinel(0)
+	want(t, s.Control().Add(bg(t), 0, name, value), nil)
+	want(t, s.Join(p), nil)
+	if files := traces(t, dir); len(files) != 0 {
+		t.Errorf("before the first connection: %v", files)
+	}
+	ch, err := s.Channel(bg(t))
+	want(t, err, nil)
+	want(t, do1(t, ch, write(1, kvstore.Any, block(1))), nil)
+	files := traces(t, dir)
+	if len(files) != 1 {
+		t.Fatalf("with a connection: %v", files)
+	}
+	if _, dead := readTrace(files[0]); dead {
+		t.Error("the list of a living process passes for one of a dead one")
+	}
+	want(t, ch.Close(), nil)
+	want(t, s.Close(), nil)
+	if files := traces(t, dir); len(files) != 0 {
+		t.Errorf("after the close: %v", files)
+	}
+}
+
+// TestSuccessorWaits: while a server still has a connection of a dead process no
+// change is sent to it, and reads are; when it has dropped it changes go on, and the
+// list is gone.
+func TestSuccessorWaits(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			server := memcachedtest.Start(t)
+			if network == "tcp" {
+				server = memcachedtest.Start(t, memcachedtest.TCP())
+			}
+			dir := t.TempDir()
+			// The dead process: its connection lives on, its list is not locked.
+			sa, err := resolve(bg(t), server.Network(), server.Addr())
+			want(t, err, nil)
+			fd, _, err := dial(sa)
+			want(t, err, nil)
+			pfd := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+			_, _ = unix.Poll(pfd, 10000)
+			want(t, connected(fd), nil)
+			old := trace{dir: dir}
+			old.add(server.Addr(), localPort(fd))
+			old.file.Close()
+
+			s := tracedStore(t, server, dir)
+			defer s.Close()
+			p := spread{1}
+			name, value := p.Sentinel(0)
+			want(t, s.Control().Add(bg(t), 0, name, value), nil)
+			want(t, s.Join(p), nil)
+			ch := channelOf(t, s)
+			r := read(1)
+			want(t, do1(t, ch, r), kvstore.ErrAbsent)
+			ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+			defer cancel()
+			w := write(1, kvstore.Any, block(1))
+			ch.Do(ctx, []*kvstore.Op{w})
+			want(t, w.Err, kvstore.ErrTimeout)
+			unix.Close(fd)
+			want(t, do1(t, ch, write(1, kvstore.Any, block(2))), nil)
+			for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				left := traces(t, dir)
+				if len(left) == 1 { // our own
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("lists that are left: %v", left)
+				}
+			}
+			_, err = os.Stat(dir)
+			want(t, err, nil)
+		})
+	}
+}

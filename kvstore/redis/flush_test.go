@@ -1,0 +1,68 @@
+package redis
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// TestFlushReplies: what each sequence of replies to a flush means. WAITAOF is of Redis
+// 7.2, which not every machine has: its replies are played here.
+func TestFlushReplies(t *testing.T) {
+	const info = "role:master\r\nmaster_replid:a\r\nmaster_repl_offset:9\r\n"
+	bulk := func(s string) string { return command(1, s)[len("*1\r\n"):] }
+	for name, c := range map[string]struct {
+		cfg     Config
+		replies string
+		out     outcome
+		want    error
+		broken  bool
+	}{
+		"nothing to wait for": {Config{}, bulk("proof12345678") + bulk(info), outDone, nil, false},
+		"sentinel gone":       {Config{}, "$-1\r\n", outDone, kvstore.ErrServerLost, true},
+		"another sentinel":    {Config{}, bulk("other12345678"), outDone, kvstore.ErrServerLost, true},
+		"replicas":            {Config{WaitReplicas: 2}, bulk("proof12345678") + ":1\r\n:2\r\n" + bulk(info), outDone, nil, false},
+		"too few replicas":    {Config{WaitReplicas: 2}, bulk("proof12345678") + ":1\r\n:1\r\n" + bulk(info), outLater, nil, false},
+		"log":                 {Config{WaitAOF: true}, bulk("proof12345678") + ":1\r\n*2\r\n:1\r\n:0\r\n" + bulk(info), outDone, nil, false},
+		"log not yet":         {Config{WaitAOF: true}, bulk("proof12345678") + ":1\r\n*2\r\n:0\r\n:0\r\n" + bulk(info), outLater, nil, false},
+		"log and replicas":    {Config{WaitAOF: true, WaitReplicas: 1}, bulk("proof12345678") + ":1\r\n*2\r\n:1\r\n:1\r\n" + bulk(info), outDone, nil, false},
+		"log, no replica":     {Config{WaitAOF: true, WaitReplicas: 1}, bulk("proof12345678") + ":1\r\n*2\r\n:1\r\n:0\r\n" + bulk(info), outLater, nil, false},
+		"full":                {Config{WaitAOF: true}, bulk("proof12345678") + "-OOM no\r\n", outMore, nil, true},
+		"a number for a list": {Config{WaitAOF: true}, bulk("proof12345678") + ":1\r\n:1\r\n", outDone, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &Store{cfg: c.cfg, servers: []*server{{sentinelKey: "x:sentinel", sentinelValue: []byte("proof")}}}
+			s.histories = histories{stable: map[string]int64{"a": 1}, of: map[*node]string{}}
+			r := &request{step: stepFlush, node: &node{store: s}}
+			s.histories.of[r.node] = "a"
+			sent := string(r.head(nil))
+			if strings.Contains(sent, "WAITAOF") != c.cfg.WaitAOF || strings.Contains(sent, "WAIT\r\n") != (c.cfg.WaitReplicas > 0 && !c.cfg.WaitAOF) {
+				t.Errorf("sent %q", sent)
+			}
+			in := []byte(c.replies)
+			for {
+				rep, n, err := parseReply(in, 1000)
+				if n == 0 || err != nil {
+					t.Fatalf("%q: %d, %v", in, n, err)
+				}
+				in = in[n:]
+				out, result, bad := r.accept(rep)
+				if out == outMore && bad == nil {
+					continue
+				}
+				if out != c.out || (bad != nil) != c.broken || c.out == outDone && !errors.Is(result, c.want) {
+					t.Errorf("outcome %v, %v, %v", out, result, bad)
+				}
+				break
+			}
+			if stable := s.histories.stable["a"]; (stable == 9) != (c.out == outDone && c.want == nil && !c.broken) {
+				t.Errorf("the history is stable up to %d", stable)
+			}
+			if len(in) != 0 && !c.broken {
+				t.Errorf("not consumed: %q", in)
+			}
+		})
+	}
+}

@@ -1,0 +1,305 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// A store that acknowledges and then goes back in time: a replica takes over that
+// did not have the last writes yet, or a server comes back from an old snapshot or
+// the cut end of its log. Two things find that.
+//
+// A node tells by which history of changes it lives (replication id) and how far
+// that is (offset). Each connection's greeting asks. While both go on, nothing went
+// back. A replica that takes over names the history that it continues, and from
+// where.
+//
+// Where the history is another one, or shorter than a flush found it, the node has to
+// show what we remember: each channel keeps the tags of its last writes (ledger).
+// Until they were read back nobody uses the node. If one is missing or older, all
+// later flushes fail.
+
+// histories is what a store knows of its nodes' pasts.
+type histories struct {
+	mu sync.Mutex // guards what follows; above ledger.mu, never held across I/O
+	// stable is the offset that a flush found, by replication id.
+	stable map[string]int64
+	// of is the history that a node was last met with.
+	of map[*node]string
+	// checking are nodes that are being read back.
+	checking map[*node]bool
+	ledgers  map[*ledger]struct{}
+}
+
+// errChecking: the node came back with another past; nobody uses it yet.
+var errChecking = errors.New("it has another past than before: reading back what was written last")
+
+// recognise looks at the past of the node that a new connection met.
+func (n *node) recognise(r replication) error {
+	if r.role != "master" {
+		return errReplica
+	}
+	h := &n.store.histories
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.checking[n] {
+		return errChecking
+	}
+	_, met := h.of[n]
+	stable, known := h.stable[r.id]
+	_, continues := h.stable[r.before]
+	switch {
+	case known && r.offset >= stable:
+		h.of[n] = r.id
+		return nil
+	case !met && !known && !continues && (n.store.cfg.Mode != Sentinel || len(h.of) == 0):
+		// A node that is new to us.
+		h.of[n], h.stable[r.id] = r.id, 0
+		return nil
+	}
+	h.checking[n] = true
+	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r) })
+	return errChecking
+}
+
+// noteStable remembers how far the history of a node is at a flush.
+func (n *node) noteStable(r replication) {
+	h := &n.store.histories
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.of[n] == r.id && r.offset > h.stable[r.id] {
+		h.stable[r.id] = r.offset
+	}
+}
+
+// readBack compares what a node has with what channels remember, then lets the node
+// be used.
+func (n *node) readBack(ctx context.Context, r replication) {
+	h := &n.store.histories
+	lost, total, first, err := n.compare(ctx)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.checking, n)
+	if err != nil {
+		return // the next connection begins it again
+	}
+	h.of[n], h.stable[r.id] = r.id, r.offset
+	if lost == 0 {
+		n.store.cfg.Log("redis %s has another past than before; it has all of the last %d blocks that were written", n.addr, total)
+		return
+	}
+	n.store.cfg.Log("warning: redis %s went back in time: of the last %d blocks that were written it lacks the newest content of %d, the first being %v; every flush fails from now on",
+		n.addr, total, lost, first)
+	srv := n.store.servers[n.server]
+	srv.wentBack.CompareAndSwap(nil, &kvstore.OpError{Op: "flush", Server: n.addr,
+		Err: fmt.Errorf("%w: it went back in time, %d blocks are older than what it acknowledged", kvstore.ErrServerLost, lost)})
+}
+
+// readAtOnce is how many blocks' tags one pipeline asks for.
+const readAtOnce = 512
+
+// compare asks a node for the tags of the blocks that it should have.
+func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key, err error) {
+	want := n.store.remembered(n)
+	keys := make([][kvstore.KeySize]byte, 0, readAtOnce)
+	flush := func() error {
+		ctx, cancel := context.WithTimeout(ctx, 2*n.store.cfg.TryTimeout)
+		defer cancel()
+		replies, err := n.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
+			for _, k := range keys {
+				p.GetRange(ctx, string(k[:]), kvstore.BlockSize, valueSize-1)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for i, reply := range replies {
+			text, _ := reply.(*goredis.StringCmd).Result()
+			tag := uint64(0)
+			if len(text) == trailer {
+				_, tag = readTrailer([]byte(text))
+			}
+			if !want[keys[i]].has(tag) {
+				if lost++; lost == 1 {
+					first = kvstore.ParseKey(keys[i][:])
+				}
+			}
+		}
+		keys = keys[:0]
+		return nil
+	}
+	for k, w := range want {
+		if w.gone {
+			continue
+		}
+		total++
+		if keys = append(keys, k); len(keys) == readAtOnce {
+			if err := flush(); err != nil {
+				return 0, 0, first, err
+			}
+		}
+	}
+	if len(keys) > 0 {
+		err = flush()
+	}
+	return lost, total, first, err
+}
+
+// expected is what a block may hold.
+type expected struct {
+	at   int64  // when what was acknowledged last was sent
+	tag  uint64 // of that; 0: nothing is remembered
+	gone bool   // it was discarded: anything may be there
+	open []uint64
+}
+
+func (e *expected) has(tag uint64) bool {
+	if e.tag == 0 || tag == e.tag { // nothing acknowledged is remembered
+		return true
+	}
+	for _, t := range e.open {
+		if t == tag {
+			return true
+		}
+	}
+	return false
+}
+
+// remembered collects what all channels remember of blocks that are on a node now.
+func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
+	s.histories.mu.Lock()
+	var all []*ledger
+	for l := range s.histories.ledgers {
+		all = append(all, l)
+	}
+	s.histories.mu.Unlock()
+	want := map[[kvstore.KeySize]byte]*expected{}
+	for _, l := range all {
+		l.mu.Lock()
+		for i := range l.entries {
+			e := &l.entries[i]
+			if e.state == entryNone || e.fence.Closed() || int(e.server) != n.server || s.route(e.key[:], n.server) != n {
+				continue
+			}
+			w := want[e.key]
+			if w == nil {
+				w = &expected{}
+				want[e.key] = w
+			}
+			switch {
+			case e.state == entrySent:
+				w.open = append(w.open, e.tag)
+			case e.at >= w.at:
+				w.at, w.tag, w.gone = e.at, e.tag, e.state == entryGone
+			}
+		}
+		l.mu.Unlock()
+	}
+	return want
+}
+
+// ledgerSize is how many of a channel's last writes are remembered: 1 MiB of memory
+// for 128 MiB of data. A power of two, and far more than one batch.
+const ledgerSize = 1 << 15
+
+type entryState uint8
+
+const (
+	entryNone entryState = iota
+	entrySent            // no answer yet: it may have been executed
+	entryDone            // acknowledged
+	entryGone            // a discard that was acknowledged
+)
+
+// entry is one remembered write or discard.
+type entry struct {
+	tag    uint64
+	at     int64 // when it was sent, nanoseconds
+	key    [kvstore.KeySize]byte
+	server uint16
+	state  entryState
+	fence  *kvstore.Fence // closed: others may have written since
+}
+
+// ledger remembers the last writes of one channel.
+type ledger struct {
+	mu      sync.Mutex // a leaf; guards all. Contended only while a node is read back
+	entries []entry    // a ring
+	next    int
+	closed  bool
+}
+
+// openLedger makes a ledger that is read when a node comes back.
+func (s *Store) openLedger() *ledger {
+	l := &ledger{}
+	s.histories.mu.Lock()
+	defer s.histories.mu.Unlock()
+	s.histories.ledgers[l] = struct{}{}
+	return l
+}
+
+// retired is how many ledgers of closed channels are kept: what they remember was
+// acknowledged too.
+const retired = 16
+
+// closeLedger keeps what a closed channel remembers, for a while.
+func (s *Store) closeLedger(l *ledger) {
+	s.histories.mu.Lock()
+	defer s.histories.mu.Unlock()
+	l.mu.Lock()
+	empty := l.entries == nil
+	l.closed = true
+	l.mu.Unlock()
+	if empty {
+		delete(s.histories.ledgers, l)
+		return
+	}
+	closed := 0
+	for o := range s.histories.ledgers {
+		o.mu.Lock()
+		if o.closed {
+			closed++
+		}
+		drop := o.closed && closed > retired && o != l
+		o.mu.Unlock()
+		if drop {
+			delete(s.histories.ledgers, o)
+		}
+	}
+}
+
+// epoch is when this process began, for times that compare.
+var epoch = time.Now()
+
+// send notes that a request is about to be sent, once.
+func (l *ledger) send(r *request, at int64) {
+	if r.entry != 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.entries == nil {
+		l.entries = make([]entry, ledgerSize)
+	}
+	l.entries[l.next] = entry{tag: r.tag, at: at, key: r.key, server: uint16(r.node.server), state: entrySent, fence: r.op.Fence}
+	l.next = (l.next + 1) % ledgerSize
+	r.entry = l.next
+	if l.next == 0 {
+		r.entry = ledgerSize
+	}
+}
+
+// done notes how a request that was sent ended.
+func (l *ledger) done(r *request, state entryState) {
+	l.mu.Lock()
+	l.entries[r.entry-1].state = state
+	l.mu.Unlock()
+}

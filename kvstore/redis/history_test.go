@@ -1,0 +1,143 @@
+package redis
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
+)
+
+// TestRestartFromTheLog: a server that has its log comes back with all that it
+// acknowledged, and that is found; flushes go on.
+func TestRestartFromTheLog(t *testing.T) {
+	server := redistest.Start(t, redistest.Log("everysec"))
+	var book logbook
+	s := open(t, Config{Log: book.log}, server)
+	ch := channelOf(t, s)
+	for n := range uint64(100) {
+		want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
+	}
+	want(t, do1(t, ch, discard(5)), nil)
+	want(t, ch.Flush(bg(t), testLayer), nil)
+	for n := range uint64(20) {
+		want(t, do1(t, ch, write(n, kvstore.Any, block(n+500))), nil)
+	}
+	server.Restart()
+	for n := range uint64(20) {
+		wantBlock(t, ch, n, block(n+500))
+	}
+	want(t, ch.Flush(bg(t), testLayer), nil)
+	if book.count("it has all of the last 100 blocks") != 1 {
+		t.Errorf("log: %q", book.lines)
+	}
+}
+
+// TestRestartFromAnOldSnapshot: a server that comes back with old data keeps its
+// sentinel. What it lacks is found, and no flush succeeds any more.
+func TestRestartFromAnOldSnapshot(t *testing.T) {
+	server := redistest.Start(t)
+	var book logbook
+	s := open(t, Config{Log: book.log}, server)
+	ch, other := channelOf(t, s), channelOf(t, s)
+	for n := range uint64(50) {
+		want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
+	}
+	server.Do("SAVE")
+	want(t, do1(t, other, write(7, kvstore.Present, block(700))), nil)
+	want(t, do1(t, ch, write(60, kvstore.Absent, block(60))), nil)
+	want(t, do1(t, ch, discard(9)), nil) // that it is back is no loss
+	want(t, ch.Flush(bg(t), testLayer), nil)
+	server.Restart()
+	for range 2 {
+		want(t, ch.Flush(bg(t), testLayer), kvstore.ErrServerLost)
+		want(t, other.Flush(bg(t), testLayer), kvstore.ErrServerLost)
+	}
+	wantBlock(t, ch, 8, block(8))
+	want(t, do1(t, ch, read(60)), kvstore.ErrAbsent)
+	if book.count("lacks the newest content of 2,") != 1 {
+		t.Errorf("log: %q", book.lines)
+	}
+}
+
+// TestOthersMayHaveWritten: what was written under a lease that has been given back is
+// no longer compared: another machine may have written since.
+func TestOthersMayHaveWritten(t *testing.T) {
+	server := redistest.Start(t, redistest.Log("everysec"))
+	var book logbook
+	s := open(t, Config{Log: book.log}, server)
+	ch := channelOf(t, s)
+	var fence kvstore.Fence
+	fence.OpenForEver()
+	for n := range uint64(10) {
+		w := write(n, kvstore.Absent, block(n))
+		w.Fence = &fence
+		want(t, do1(t, ch, w), nil)
+	}
+	want(t, do1(t, ch, write(20, kvstore.Absent, block(20))), nil)
+	fence.Close()
+	for n := range uint64(10) {
+		server.Do("SET", blockKey(key(n)), stored(key(n), 7, block(n+100))) // the other machine
+	}
+	server.Restart()
+	wantBlock(t, ch, 5, block(105))
+	want(t, ch.Flush(bg(t), testLayer), nil)
+	if book.count("it has all of the last 1 blocks") != 1 {
+		t.Errorf("log: %q", book.lines)
+	}
+}
+
+// TestTLS: all of the data path over TLS, with a password and an ACL user.
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	certificate(t, dir)
+	server := redistest.Start(t, redistest.TCP())
+	port := server.Port()
+	for _, set := range [][]any{
+		{"ACL", "SETUSER", "ann", "on", ">geheim", "~*", "+@all"},
+		{"CONFIG", "SET", "tls-cert-file", filepath.Join(dir, "cert.pem"), "tls-key-file", filepath.Join(dir, "key.pem"),
+			"tls-ca-cert-file", filepath.Join(dir, "cert.pem"), "tls-auth-clients", "no", "port", "0", "tls-port", port},
+	} {
+		server.Do(set...)
+	}
+	t.Setenv("KVBFS_REDIS_PASSWORD", "geheim")
+	l, err := ParseURL("rediss://ann@127.0.0.1:" + port + "?ca=" + filepath.Join(dir, "cert.pem"))
+	want(t, err, nil)
+	want(t, l.Secrets(), nil)
+	s := openStore(t, l.Config)
+	ch := channelOf(t, s)
+	exercise(t, ch, 40)
+	var ops []*kvstore.Op
+	for n := range uint64(kvstore.MaxBatch) {
+		ops = append(ops, write(n, kvstore.Any, block(n)))
+	}
+	ch.Do(bg(t), ops)
+	for i, op := range ops {
+		want(t, op.Err, nil)
+		if i%2 == 0 {
+			ops[i] = read(op.Key.Number)
+		}
+	}
+	ch.Do(bg(t), ops)
+	for i, op := range ops {
+		want(t, op.Err, nil)
+		if i%2 == 0 && string(op.Data) != string(block(op.Key.Number)) {
+			t.Fatalf("block %d differs", i)
+		}
+	}
+	want(t, ch.Flush(bg(t), testLayer), nil)
+
+	// A name that the certificate does not have, and a wrong password.
+	wrong := l.Config
+	wrong.TLS = l.TLS.Clone()
+	wrong.TLS.ServerName = "elsewhere"
+	if _, err := Open(bg(t), wrong); err == nil || !strings.Contains(err.Error(), "elsewhere") {
+		t.Errorf("a certificate of another name: %v", err)
+	}
+	wrong = l.Config
+	wrong.Password = "falsch"
+	if _, err := Open(bg(t), wrong); err == nil || strings.Contains(err.Error(), "falsch") || !strings.Contains(err.Error(), "WRONGPASS") {
+		t.Errorf("a wrong password: %v", err)
+	}
+}

@@ -1,0 +1,342 @@
+package redis
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
+)
+
+// slice is how long one blocking wait lasts at most.
+const slice = wire.Slice
+
+// node is one Redis process, shared by all channels. A node is never forgotten:
+// channels number their connections by it.
+type node struct {
+	store   *Store
+	index   int // in the store's list
+	server  int // the contract's number of the server that it belongs to
+	network string
+	addr    string
+
+	sockaddr atomic.Pointer[unix.Sockaddr] // nil until resolved
+	resolved atomic.Int64                  // when resolveAgain began last, nanoseconds
+
+	// admin asks this very process what is about itself: CLIENT LIST, INFO.
+	admin *goredis.Client
+
+	// spare counts vital blocks that were stored while it is full.
+	spare atomic.Int32
+
+	holds   wire.Holds
+	outage  wire.Outage
+	silence wire.Silence
+	// unconfirmed tells of flushes that replicas or the log do not confirm.
+	unconfirmed wire.Outage
+}
+
+// newNode makes a node; it is not in the list yet.
+func (s *Store) newNode(ctx context.Context, server int, addr string) (*node, error) {
+	n := &node{store: s, server: server, network: "tcp", addr: addr}
+	if strings.HasPrefix(addr, "/") {
+		n.network = "unix"
+	}
+	sa, err := wire.Resolve(ctx, n.network, addr)
+	if err != nil {
+		return nil, &kvstore.OpError{Op: "resolve", Server: addr, Err: fmt.Errorf("%w: %w", kvstore.ErrUnreachable, err)}
+	}
+	n.sockaddr.Store(&sa)
+	n.silence.Count = &s.silent
+	n.outage.Name, n.outage.Log = "redis "+addr, s.cfg.Log
+	n.unconfirmed.Name, n.unconfirmed.Log = "a flush on redis "+addr, s.cfg.Log
+	n.admin = goredis.NewClient(s.options(addr))
+	return n, nil
+}
+
+// A name is looked up again after so many dials in a row that led to nothing, and
+// not more often than this. Only the address changes: the sentinel still proves
+// who is there.
+const (
+	resolveAfter = 4
+	resolvePause = 5 * time.Second
+)
+
+// resolveAgain begins to look up the node's name, unless that was done lately.
+func (n *node) resolveAgain() {
+	now := wire.Clock()
+	last := n.resolved.Load()
+	if n.network == "unix" || now-last < int64(resolvePause) || !n.resolved.CompareAndSwap(last, now) {
+		return
+	}
+	n.store.helpers.Go(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, resolvePause)
+		defer cancel()
+		if sa, err := wire.Resolve(ctx, n.network, n.addr); err == nil {
+			n.sockaddr.Store(&sa)
+		}
+	})
+}
+
+// greeting counts the replies of a new connection's first commands.
+type greeting struct {
+	steps []greetStep // in the order sent
+	key   string      // of the sentinel
+	proof []byte      // its value, nil: not asked
+}
+
+type greetStep uint8
+
+const (
+	greetAuth   greetStep = iota // AUTH
+	greetSelect                  // SELECT
+	greetName                    // CLIENT SETNAME: for the proof that it is drained
+	greetID                      // CLIENT ID
+	greetRole                    // INFO replication
+	greetProof                   // GET of the sentinel
+)
+
+// appendGreeting appends what a connection sends first.
+func (n *node) appendGreeting(b []byte, g *greeting) []byte {
+	cfg := &n.store.cfg
+	add := func(step greetStep, words ...string) {
+		g.steps = append(g.steps, step)
+		b = appendCommand(b, words...)
+	}
+	switch {
+	case cfg.Password != "" && cfg.User != "":
+		add(greetAuth, "AUTH", cfg.User, cfg.Password)
+	case cfg.Password != "":
+		add(greetAuth, "AUTH", cfg.Password)
+	}
+	if cfg.DB != 0 {
+		add(greetSelect, "SELECT", strconv.Itoa(cfg.DB))
+	}
+	add(greetName, "CLIENT", "SETNAME", n.store.clientName)
+	add(greetID, "CLIENT", "ID")
+	add(greetRole, "INFO", "replication")
+	if g.key, g.proof = n.sentinel(); g.proof != nil {
+		add(greetProof, "GET", g.key)
+	}
+	return b
+}
+
+// sentinel returns the key and value by which this node proves who it is; nil: it
+// need not.
+func (n *node) sentinel() (key string, value []byte) {
+	srv := n.store.servers[n.server]
+	if n.store.cfg.Mode == Cluster {
+		return n.store.slotSentinel(n)
+	}
+	return srv.sentinelKey, srv.sentinelValue
+}
+
+// prove takes the replies to the greeting.
+func (c *conn) prove() error {
+	for len(c.greeting.steps) > 0 {
+		rep, k, err := parseReply(c.in[c.r:c.w], bufferSize-maxLine)
+		if err != nil || k == 0 {
+			return err
+		}
+		if rep.kind == replyError && c.greeting.steps[0] != greetName {
+			switch classify(rep.line) {
+			case refuseMoved, refuseAsk: // the sentinel's slot has moved: the next try asks for another
+				c.node.store.redirected(c.node, rep.line)
+			}
+			return &serverError{string(rep.line)}
+		}
+		if err := c.proveStep(c.greeting.steps[0], rep); err != nil {
+			return err
+		}
+		c.greeting.steps = c.greeting.steps[1:]
+		c.r += k
+	}
+	c.state, c.idle = ready, time.Time{}
+	return nil
+}
+
+func (c *conn) proveStep(step greetStep, rep reply) error {
+	switch step {
+	case greetAuth, greetSelect:
+		if rep.kind != replyStatus {
+			return errMalformed
+		}
+	case greetName: // an old proxy or a user without the right: only the proof of drained connections is weaker
+		if rep.kind != replyStatus && rep.kind != replyError {
+			return errMalformed
+		}
+	case greetID:
+		if rep.kind != replyInt {
+			return errMalformed
+		}
+		c.id = rep.n
+	case greetRole:
+		if rep.kind != replyBulk {
+			return errMalformed
+		}
+		return c.node.recognise(parseReplication(rep.data))
+	case greetProof:
+		if rep.kind == replyNil || rep.kind == replyBulk && !sentinelMatches(rep.data, c.greeting.proof) {
+			return kvstore.ErrServerLost
+		}
+		if rep.kind != replyBulk {
+			return errMalformed
+		}
+	}
+	return nil
+}
+
+// sentinelMatches compares a stored record, which ends with its tag, with the
+// sentinel's value.
+func sentinelMatches(stored, value []byte) bool {
+	return len(stored) >= tagSize && bytes.Equal(stored[:len(stored)-tagSize], value)
+}
+
+// replication is what INFO replication tells.
+type replication struct {
+	role     string // "master" or "slave"
+	id       string // of the history of changes that the node writes
+	before   string // the history that it continues since it became master
+	offset   int64  // how far its history is
+	branched int64  // the offset up to which both are one, plus 1; -1: none
+	replicas int
+}
+
+// parseReplication reads the lines "name:value" of INFO replication.
+func parseReplication(text []byte) (r replication) {
+	for line := range bytes.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(string(line)), ":")
+		number := func() int64 { v, _ := strconv.ParseInt(value, 10, 64); return v }
+		switch name {
+		case "role":
+			r.role = value
+		case "master_replid":
+			r.id = value
+		case "master_replid2":
+			r.before = value
+		case "master_repl_offset":
+			r.offset = number()
+		case "second_repl_offset":
+			r.branched = number()
+		case "connected_slaves":
+			r.replicas = int(number())
+		}
+	}
+	return r
+}
+
+// errReplica: the node is not the one that takes changes.
+var errReplica = errors.New("this is a replica, not a master")
+
+// drain begins to wait until the server is done with our connection of this id.
+// The server is told to drop it: what it has not begun to execute it then never
+// does.
+func (n *node) drain(id int64) *wire.Drain {
+	asked := func(ctx context.Context) (has, answered bool) {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		text, err := n.admin.Do(ctx, "CLIENT", "LIST", "ID", id).Text()
+		var said goredis.Error
+		if errors.As(err, &said) {
+			return true, true // it answers and does not tell
+		}
+		if err != nil {
+			return true, false
+		}
+		// Ids begin again when a server restarts: the name tells ours.
+		if !strings.Contains(text, " name="+n.store.clientName+" ") {
+			return false, true
+		}
+		_ = n.admin.ClientKillByFilter(ctx, "ID", strconv.FormatInt(id, 10)).Err()
+		return true, true
+	}
+	return wire.StartDrain(n.store.helpers, asked, func() {
+		n.store.cfg.Log("warning: redis %s does not say whether it is done with a connection that was closed %v ago; going on without proof that it is drained", n.addr, wire.DrainLimit)
+	})
+}
+
+// errSilent: the server answers on a new connection but not on this one.
+var errSilent = errors.New("no answer on this connection")
+
+// tick looks after a connection on which nothing may move.
+func (c *conn) tick(now time.Time) {
+	if !c.pending() || c.state == closed {
+		return
+	}
+	if c.flight.Len() == 0 && (c.held() || !c.restUntil.IsZero()) {
+		c.idle = time.Time{}
+		return
+	}
+	if c.idle.IsZero() {
+		c.idle = now
+		return
+	}
+	silent := now.Sub(c.idle)
+	if silent >= wire.OutageFirst {
+		c.node.outage.Trouble(c.idle, errors.New("no answer"))
+		c.node.store.lookAround()
+		if c.node.store.moves() && c.lostItsPlace() {
+			c.drop(errSilent) // what is unanswered is asked of the node that has its place now
+			return
+		}
+	}
+	limit := c.ch.store.cfg.TryTimeout
+	if silent < limit {
+		return
+	}
+	if c.state != ready {
+		// Nothing but the greeting was sent: trying anew is safe.
+		c.drop(fmt.Errorf("no answer within %v", limit))
+		return
+	}
+	switch {
+	case c.probe == nil:
+		c.probe = c.node.probe()
+	case c.probe.result.Load() == probeDead:
+		// Keep the connection: what the server holds of it will be executed and
+		// answered there, before anything that we send later.
+		if now.Sub(c.probe.began) > time.Second {
+			c.probe = c.node.probe()
+		}
+	case c.probe.result.Load() == probeAlive && now.Sub(c.probe.began) > time.Second:
+		c.drop(errSilent)
+	}
+}
+
+// liveProbe asks a node on another connection whether it lives.
+type liveProbe struct {
+	began  time.Time
+	result atomic.Int32
+}
+
+const (
+	probeRunning = iota
+	probeAlive
+	probeDead
+)
+
+func (n *node) probe() *liveProbe {
+	p := &liveProbe{began: time.Now()}
+	n.store.helpers.Go(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		err := n.admin.Ping(ctx).Err()
+		var said goredis.Error
+		if err == nil || errors.As(err, &said) {
+			p.result.Store(probeAlive)
+		} else {
+			p.result.Store(probeDead)
+		}
+	})
+	return p
+}

@@ -1,0 +1,377 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
+)
+
+// lookPause is how often it is looked at most who serves what.
+const lookPause = 100 * time.Millisecond
+
+// lookTime bounds one look.
+const lookTime = 2 * time.Second
+
+// lookAround begins to look again who serves what, unless that was done a moment
+// ago or nothing can move.
+func (s *Store) lookAround() {
+	now := wire.Clock()
+	last := s.looking.Load()
+	if !s.moves() || now-last < int64(lookPause) || !s.looking.CompareAndSwap(last, now) {
+		return
+	}
+	s.helpers.Go(func(ctx context.Context) { s.lookNow(ctx) })
+}
+
+// lookNow looks again who serves what. What it does not find out stays as it was.
+func (s *Store) lookNow(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	if s.cfg.Mode == Sentinel {
+		_ = s.lookMaster(ctx)
+	} else if s.cfg.Mode == Cluster {
+		_ = s.lookCluster(ctx)
+	}
+}
+
+// nodeAt returns the node of an address, which may be new.
+func (s *Store) nodeAt(ctx context.Context, addr string) (*node, error) {
+	for _, n := range *s.nodes.Load() {
+		if n.addr == addr {
+			return n, nil
+		}
+	}
+	n, err := s.newNode(ctx, 0, addr)
+	if err != nil {
+		return nil, err
+	}
+	known := s.add(n)
+	if known != n {
+		_ = n.admin.Close()
+	}
+	return known, nil
+}
+
+// serves says whether some key is on the node now.
+func (n *node) serves() bool {
+	switch n.store.cfg.Mode {
+	case Sentinel:
+		return n.store.master.Load() == n
+	case Cluster:
+		for i := range n.store.slots {
+			if n.store.slots[i].Load() == n {
+				return true
+			}
+		}
+		return false
+	}
+	return true
+}
+
+// redirected reads a MOVED or ASK line of a node and returns where it leads; from
+// itself if nowhere.
+func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
+	slot, addr, ok := redirection(line)
+	if !ok || s.cfg.Mode != Cluster {
+		return from, false
+	}
+	if strings.HasPrefix(addr, ":") { // a node that does not know its own address
+		host, _, _ := net.SplitHostPort(from.addr)
+		addr = net.JoinHostPort(host, addr[1:])
+	}
+	ctx, cancel := context.WithTimeout(s.helpers.Life(), time.Second)
+	defer cancel()
+	to, err := s.nodeAt(ctx, addr)
+	if err != nil {
+		return from, false
+	}
+	if classify(line) == refuseAsk {
+		return to, true
+	}
+	s.slots[slot].Store(to)
+	s.lookAround()
+	return to, false
+}
+
+// reroute moves what is queued and belongs elsewhere by now. It returns true if
+// nothing is left. The connection is closed.
+func (c *conn) reroute() bool {
+	for range c.queue.Len() {
+		r := c.queue.Pop()
+		to := c.place(r)
+		switch {
+		case to == c.node:
+			c.queue.Push(r)
+		case r.op == nil:
+			c.ch.unserved = true
+			c.ch.complete(r, nil)
+		default:
+			r.asking = false
+			c.ch.queue(to, r)
+		}
+	}
+	if c.queue.Len() > 0 {
+		return false
+	}
+	if !c.node.serves() {
+		c.node.silence.Speaks() // nobody waits for it any more
+	}
+	return true
+}
+
+// place returns the node that has a request's key now; nil for a flush of a node
+// that has none.
+func (c *conn) place(r *request) *node {
+	if r.op == nil {
+		if c.node.serves() {
+			return c.node
+		}
+		return nil
+	}
+	return c.node.store.route(r.key[:], c.node.server)
+}
+
+// lostItsPlace says whether something that is unanswered belongs elsewhere by now.
+func (c *conn) lostItsPlace() bool {
+	for _, r := range c.flight.Rest() {
+		if c.place(r) != c.node {
+			return true
+		}
+	}
+	return false
+}
+
+// options are go-redis's for one address. It never repeats a command: a change
+// may have been executed.
+func (s *Store) options(addr string) *goredis.Options {
+	o := &goredis.Options{
+		Network: "tcp", Addr: addr, ClientName: s.clientName + "-control", Protocol: 2,
+		Username: s.cfg.User, Password: s.cfg.Password, DB: s.cfg.DB, TLSConfig: s.tlsFor(addr),
+		MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true, PoolSize: 8, DisableIdentity: true,
+		DialTimeout: s.cfg.TryTimeout, ReadTimeout: s.cfg.TryTimeout, WriteTimeout: s.cfg.TryTimeout,
+	}
+	if strings.HasPrefix(addr, "/") {
+		o.Network = "unix"
+	}
+	return o
+}
+
+// tlsFor returns the configuration of TLS for one address: its host is the name
+// that the certificate must have, unless another one is configured.
+func (s *Store) tlsFor(addr string) *tls.Config {
+	if s.cfg.TLS == nil {
+		return nil
+	}
+	c := s.cfg.TLS.Clone()
+	if c.ServerName == "" {
+		c.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	return c
+}
+
+// findMaster makes the one server of a Sentinel store.
+func (s *Store) findMaster(ctx context.Context) error {
+	if err := s.lookMaster(ctx); err != nil {
+		return err
+	}
+	s.addServer("sentinel:" + s.cfg.Master)
+	return nil
+}
+
+// lookMaster asks the Sentinels, in turn, who the master is.
+func (s *Store) lookMaster(ctx context.Context) error {
+	last := error(kvstore.ErrUnreachable)
+	for _, addr := range s.cfg.Servers {
+		c := goredis.NewSentinelClient(&goredis.Options{
+			Addr: addr, Protocol: 2, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true, DisableIdentity: true,
+			DialTimeout: time.Second, ReadTimeout: time.Second,
+		})
+		at, err := c.GetMasterAddrByName(ctx, s.cfg.Master).Result()
+		_ = c.Close()
+		if err != nil || len(at) != 2 {
+			if err == goredis.Nil {
+				err = fmt.Errorf("knows no master named %q", s.cfg.Master)
+			}
+			last = fmt.Errorf("%w: sentinel %s: %w", kvstore.ErrUnreachable, addr, err)
+			continue
+		}
+		n, err := s.nodeAt(ctx, net.JoinHostPort(at[0], at[1]))
+		if err != nil {
+			return err
+		}
+		s.master.Store(n)
+		return nil
+	}
+	return &kvstore.OpError{Op: "find master " + s.cfg.Master, Err: last}
+}
+
+// clusterName is what the one server of a cluster is called: its nodes come and go.
+const clusterName = "cluster"
+
+// findCluster makes the one server of a cluster.
+func (s *Store) findCluster(ctx context.Context) error {
+	for _, addr := range s.cfg.Servers {
+		if _, err := s.nodeAt(ctx, addr); err != nil {
+			return err
+		}
+	}
+	s.addServer(clusterName)
+	return s.lookCluster(ctx)
+}
+
+// claim is what a map of the cluster says about a slot.
+type claim struct {
+	epoch int64 // the higher one wins
+	addr  string
+}
+
+// lookCluster asks all known nodes for their map of the cluster. Of what they say
+// about a slot the newest counts: a node that was away tells old things.
+func (s *Store) lookCluster(ctx context.Context) error {
+	var mu sync.Mutex // guards claims, last
+	var claims [slotCount]claim
+	last := error(kvstore.ErrUnreachable)
+	var wg sync.WaitGroup
+	for _, n := range *s.nodes.Load() {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, lookTime/2)
+			defer cancel()
+			text, err := n.admin.ClusterNodes(ctx).Result()
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				last = fmt.Errorf("%w: %s: %w", kvstore.ErrUnreachable, n.addr, err)
+				return
+			}
+			readClusterNodes(text, n.addr, &claims)
+		})
+	}
+	wg.Wait()
+	missing := 0
+	for slot, c := range claims {
+		if c.addr == "" {
+			missing++
+			continue
+		}
+		n, err := s.nodeAt(ctx, c.addr)
+		if err != nil {
+			return err
+		}
+		if s.slots[slot].Load() != n {
+			s.slots[slot].Store(n)
+		}
+	}
+	if missing == slotCount {
+		return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0], Err: last}
+	}
+	for slot := range s.slots {
+		if s.slots[slot].Load() == nil {
+			return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0],
+				Err: fmt.Errorf("%w: no node has slot %d: create the cluster first (redis-cli --cluster create)", kvstore.ErrUnreachable, slot)}
+		}
+	}
+	return nil
+}
+
+// readClusterNodes takes the slots out of a reply to CLUSTER NODES:
+//
+//	id ip:port@cport[,hostname] flags master ping pong epoch link slot slot-slot [slot->-id] ...
+func readClusterNodes(text, from string, claims *[slotCount]claim) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) < 9 || !strings.Contains(f[2], "master") {
+			continue
+		}
+		addr, _, _ := strings.Cut(f[1], "@")
+		if strings.HasPrefix(addr, ":") {
+			if !strings.Contains(f[2], "myself") {
+				continue
+			}
+			host, _, _ := net.SplitHostPort(from)
+			addr = net.JoinHostPort(host, addr[1:])
+		}
+		if i := strings.LastIndexByte(addr, ':'); i > 0 && strings.Count(addr, ":") > 1 && addr[0] != '[' {
+			addr = "[" + addr[:i] + "]" + addr[i:]
+		}
+		epoch, err := strconv.ParseInt(f[6], 10, 64)
+		if err != nil {
+			continue
+		}
+		for _, part := range f[8:] {
+			a, b, isRange := strings.Cut(part, "-")
+			if !isRange {
+				b = a
+			}
+			first, err1 := strconv.Atoi(a)
+			end, err2 := strconv.Atoi(b)
+			if err1 != nil || err2 != nil || first < 0 || end >= slotCount { // [slot->-id]: moving
+				continue
+			}
+			for slot := first; slot <= end; slot++ {
+				if c := &claims[slot]; c.addr == "" || epoch > c.epoch {
+					*c = claim{epoch, addr}
+				}
+			}
+		}
+	}
+}
+
+// Each master of a cluster must prove itself, and slots move between them. So the
+// sentinel has a copy in each 16th slot, under its name and a tag in braces that
+// leads there; a node is asked for one that it has.
+const (
+	copyEvery = 16
+	copies    = slotCount / copyEvery
+)
+
+// slotTags returns for each 16th slot a word whose hash slot it is.
+var slotTags = sync.OnceValue(func() *[copies]string {
+	var tags [copies]string
+	for i, found := 0, 0; found < copies; i++ {
+		word := strconv.FormatInt(int64(i), 36)
+		if slot := keySlot(word); slot%copyEvery == 0 && tags[slot/copyEvery] == "" {
+			tags[slot/copyEvery] = word
+			found++
+		}
+	}
+	return &tags
+})
+
+// copyKey is the key of a name's copy in slot i*copyEvery.
+func copyKey(name string, i int) string { return name + "{" + slotTags()[i] + "}" }
+
+// slotKey returns a key that begins with a name and is on this node.
+func (n *node) slotKey(name string) string {
+	if n.store.cfg.Mode != Cluster {
+		return name
+	}
+	for i := range copies {
+		if n.store.slots[i*copyEvery].Load() == n {
+			return copyKey(name, i)
+		}
+	}
+	return ""
+}
+
+// slotSentinel returns a copy of the sentinel that this node of a cluster has; nil:
+// it has none, as it has too few slots.
+func (s *Store) slotSentinel(n *node) (key string, value []byte) {
+	srv := s.servers[n.server]
+	if srv.sentinelKey == "" {
+		return "", nil
+	}
+	if key = n.slotKey(srv.sentinelKey); key == "" {
+		return "", nil
+	}
+	return key, srv.sentinelValue
+}

@@ -1,0 +1,115 @@
+package wire
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// Helpers are goroutines beside the data path that end with a store.
+type Helpers struct {
+	life context.Context
+	end  context.CancelFunc
+	log  func(format string, args ...any)
+	wg   sync.WaitGroup
+}
+
+// NewHelpers returns an empty group; log receives what goes wrong in them.
+func NewHelpers(log func(format string, args ...any)) *Helpers {
+	h := &Helpers{log: log}
+	h.life, h.end = context.WithCancel(context.Background())
+	return h
+}
+
+// Life ends with Close.
+func (h *Helpers) Life() context.Context { return h.life }
+
+// Go runs f until it returns; its context ends with Close. A panic in f is contained
+// and logged.
+func (h *Helpers) Go(f func(context.Context)) {
+	h.wg.Add(1)
+	go func() {
+		defer h.wg.Done()
+		err := kvstore.Contain(func() error { f(h.life); return nil })
+		kvstore.LogPanic(h.log, "looking after servers", err)
+	}()
+}
+
+// Close ends the contexts of all helpers and waits for them.
+func (h *Helpers) Close() {
+	h.end()
+	h.wg.Wait()
+}
+
+// Drain is the wait until a server is done with a connection of ours on which
+// changes were left unanswered: what is queued there must not overwrite later data.
+type Drain struct{ over chan struct{} }
+
+// Done says whether the server is done.
+func (d *Drain) Done() bool {
+	select {
+	case <-d.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// Over is closed when the server is done.
+func (d *Drain) Over() <-chan struct{} { return d.over }
+
+// How long to ask a server that answers: a proxy may never tell.
+const (
+	drainPause = 20 * time.Millisecond
+	DrainLimit = 10 * time.Second
+)
+
+// StartDrain asks again and again whether the server still has the connection, until
+// it has not. asked returns whether it does, and whether it answered at all. A server that
+// answers and does not let the connection go for DrainLimit ends the wait too, with
+// a call of unproven.
+func StartDrain(h *Helpers, asked func(context.Context) (has, answered bool), unproven func()) *Drain {
+	d := &Drain{make(chan struct{})}
+	h.Go(func(ctx context.Context) {
+		defer close(d.over)
+		var heard time.Time // when the server first answered
+		for pause := drainPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
+			has, answered := asked(ctx)
+			if answered && !has {
+				return
+			}
+			if answered && heard.IsZero() {
+				heard = time.Now()
+			}
+			if !heard.IsZero() && time.Since(heard) > DrainLimit {
+				unproven()
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+		}
+	})
+	return d
+}
+
+// Holds keeps changes from a server: requests were given up, so their blocks are
+// free for other channels, and what the server still executes of them must come
+// before anything newer.
+type Holds struct{ n atomic.Int32 }
+
+// Any says whether changes must wait.
+func (h *Holds) Any() bool { return h.n.Load() != 0 }
+
+// Until holds all changes until the drain is over.
+func (h *Holds) Until(g *Helpers, d *Drain) {
+	h.n.Add(1)
+	g.Go(func(context.Context) {
+		<-d.Over()
+		h.n.Add(-1)
+	})
+}
