@@ -5,13 +5,15 @@
 set -euo pipefail
 what=${1:-test}
 declare -A need=(
-  [memcached]=memcached [fio]=fio [mkfs.xfs]=xfsprogs [mkfs.btrfs]=btrfs-progs
+  [memcached]=memcached [redis-server]=redis-server [fio]=fio [mkfs.xfs]=xfsprogs [mkfs.btrfs]=btrfs-progs
   [mkfs.ext4]=e2fsprogs [fusermount3]=fuse3 [fuse2fs]=fuse2fs [qemu-img]=qemu-utils
   [socat]=socat [xxd]=xxd [sqlite3]=sqlite3 [unshare]=util-linux [git]=git
 )
 if [ "$what" = bench ]; then
   need[nbdfuse]=libnbd-bin
   need[nbdkit]=nbdkit
+  need[qemu-storage-daemon]=qemu-system-common
+  need[s3backer]=s3backer
 fi
 PATH=$PATH:/usr/sbin:/sbin
 missing=()

@@ -27,7 +27,7 @@ func cycles(t *testing.T) int {
 // acknowledged is lost, no block is torn, and none comes back older.
 func TestCrash(t *testing.T) {
 	rig.RequireFUSE(t)
-	eachStore(t, 4*time.Minute, 512, func(t *testing.T, r *rig.Rig, store string) {
+	everyStore(t, 4*time.Minute, 512, func(t *testing.T, r *rig.Rig, store string) {
 		t.Run("image", func(t *testing.T) { crash(t, r, store, "image", false) })
 		t.Run("loop", func(t *testing.T) {
 			rig.RequireLoop(t)

@@ -17,7 +17,7 @@ import (
 // mounts again now and then, and compares all the way.
 func TestModel(t *testing.T) {
 	rig.RequireFUSE(t)
-	eachStore(t, 3*time.Minute, 256, modelRun)
+	everyStore(t, 3*time.Minute, 256, modelRun)
 }
 
 func modelRun(t *testing.T, r *rig.Rig, store string) {

@@ -16,7 +16,7 @@ import (
 // whole block; none may undo another.
 func TestPartial(t *testing.T) {
 	rig.RequireFUSE(t)
-	eachStore(t, time.Minute, 128, func(t *testing.T, r *rig.Rig, store string) {
+	everyStore(t, time.Minute, 128, func(t *testing.T, r *rig.Rig, store string) {
 		const writers, sector, blocks, rounds = 8, 512, 16, 40
 		r.Create(store, "v", "16M")
 		m := r.Mount(store)

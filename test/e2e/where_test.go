@@ -23,7 +23,7 @@ import (
 func TestWhere(t *testing.T) {
 	rig.RequireFUSE(t)
 	rig.Require(t, "socat", "sh")
-	eachStore(t, time.Minute, 128, whereFetches)
+	everyStore(t, time.Minute, 128, whereFetches)
 	t.Run("tcp", func(t *testing.T) {
 		r := rig.New(t, time.Minute)
 		whereFetches(t, r, r.MemcachedTCP(128).URL())

@@ -88,10 +88,12 @@ func under(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/"
 
 // only says where a library may be used.
 var only = map[string][]string{
-	"github.com/hanwen/go-fuse":         {"fusefs"},
+	"github.com/hanwen/go-fuse":         {"fusefs", "test/naive"},
 	"github.com/alecthomas/kong":        {"cmd"},
 	"github.com/freddierice/go-losetup": {"losetup"},
-	"github.com/bradfitz/gomemcache":    {"kvstore/memcached"},
+	"github.com/bradfitz/gomemcache":    {"kvstore/memcached", "cmd/internal/bench", "test/naive"}, // there: what we are compared with
+	"github.com/redis/go-redis":         {"kvstore/redis"},
+	"go.etcd.io/bbolt":                  {"kvstore/bolt"},
 }
 
 // may lists what packages of ours each part may import; what a part does not
@@ -101,10 +103,15 @@ var may = map[string][]string{
 	"kvstore/pool":      {"kvstore"},
 	"kvstore/volume":    {"kvstore", "kvstore/pool"},
 	"kvstore/memcached": {"kvstore"},
+	"kvstore/redis":     {"kvstore", "kvstore/wire"},
+	"kvstore/wire":      {"kvstore"},
+	"kvstore/bolt":      {"kvstore"},
 	"kvstore/file":      {"kvstore"},
 	"kvstore/mem":       {"kvstore"},
+	"kvstore/null":      {"kvstore", "kvstore/mem"},
 	"kvstore/fault":     {"kvstore"},
 	"kvstore/storetest": {"kvstore"},
+	"cache":             {"kvstore"},
 	"fusefs":            {"fusefs/uring", "kvstore", "kvstore/pool", "kvstore/volume"},
 	"fusefs/uring":      {},
 	"losetup":           {},

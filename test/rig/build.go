@@ -20,8 +20,10 @@ var build struct {
 // from TestMain.
 func Main(m *testing.M) {
 	code := m.Run()
-	if build.dir != "" {
-		os.RemoveAll(build.dir)
+	for _, dir := range []string{build.dir, faulty.dir} {
+		if dir != "" {
+			os.RemoveAll(dir)
+		}
 	}
 	os.Exit(code)
 }
@@ -54,6 +56,33 @@ func Binary(t testing.TB) string {
 		t.Fatalf("building kvbfs: %v\n%s", build.err, build.out)
 	}
 	return build.bin
+}
+
+var faulty struct {
+	once sync.Once
+	dir  string
+	err  error
+	out  []byte
+}
+
+// Faulty makes the rig use a binary that misbehaves as rules say (fault.Parse),
+// built once per test process.
+func (r *Rig) Faulty(rules string) {
+	r.T.Helper()
+	faulty.once.Do(func() {
+		if faulty.dir, faulty.err = os.MkdirTemp("", "kvbfs-bin-"); faulty.err != nil {
+			return
+		}
+		cmd := exec.Command("go", "build", "-tags", "kvbfs_faults", "-o", filepath.Join(faulty.dir, "kvbfs"), "./cmd/kvbfs")
+		cmd.Dir = ModuleRoot(r.T)
+		faulty.out, faulty.err = cmd.CombinedOutput()
+	})
+	if faulty.err != nil {
+		r.T.Fatalf("building kvbfs with faults: %v\n%s", faulty.err, faulty.out)
+	}
+	r.Bin = filepath.Join(faulty.dir, "kvbfs")
+	r.Setenv("KVBFS_FAULTS", rules)
+	r.panics = true
 }
 
 // ModuleRoot is the directory of go.mod.

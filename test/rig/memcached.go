@@ -3,10 +3,12 @@ package rig
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -62,6 +64,68 @@ func (r *Rig) MemcachedTCP(mb int, more ...string) *Memcached {
 	m.args = append(m.args, more...)
 	m.Start()
 	return m
+}
+
+// Flushable starts a server on a unix socket that is as kvbfs recommends, but
+// lets anybody empty it by flush_all.
+func (r *Rig) Flushable(mb int) *Memcached {
+	r.T.Helper()
+	Require(r.T, "memcached")
+	m := &Memcached{r: r, Addr: r.unique("memcached", ".sock")}
+	m.args = slices.DeleteFunc(memcachedArgs(mb), func(a string) bool { return a == "-F" })
+	m.args = append(m.args, "-s", m.Addr, "-a", "0600")
+	m.Start()
+	return m
+}
+
+// Item is one item as it is stored.
+type Item struct {
+	Flags string
+	Data  []byte
+}
+
+// Item reads an item; it fails the test if there is none.
+func (m *Memcached) Item(key string) Item {
+	m.r.T.Helper()
+	c, rd := m.dial()
+	defer c.Close()
+	fmt.Fprintf(c, "get %s\r\n", key)
+	line, err := rd.ReadString('\n')
+	f := strings.Fields(line) // VALUE key flags length
+	if err != nil || len(f) != 4 {
+		m.r.T.Fatalf("memcached get %s: %q, %v", key, line, err)
+	}
+	n, _ := strconv.Atoi(f[3])
+	it := Item{Flags: f[2], Data: make([]byte, n)}
+	if _, err := io.ReadFull(rd, it.Data); err != nil {
+		m.r.T.Fatalf("memcached get %s: %v", key, err)
+	}
+	return it
+}
+
+// SetItem stores an item behind kvbfs's back.
+func (m *Memcached) SetItem(key string, it Item) {
+	m.r.T.Helper()
+	c, rd := m.dial()
+	defer c.Close()
+	fmt.Fprintf(c, "set %s %s 0 %d\r\n%s\r\n", key, it.Flags, len(it.Data), it.Data)
+	if line, err := rd.ReadString('\n'); err != nil || line != "STORED\r\n" {
+		m.r.T.Fatalf("memcached set %s: %q, %v", key, line, err)
+	}
+}
+
+func (m *Memcached) dial() (net.Conn, *bufio.Reader) {
+	m.r.T.Helper()
+	network := "tcp"
+	if strings.HasPrefix(m.Addr, "/") {
+		network = "unix"
+	}
+	c, err := net.DialTimeout(network, m.Addr, time.Second)
+	if err != nil {
+		m.r.T.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	return c, bufio.NewReader(c)
 }
 
 func memcachedArgs(mb int) []string {
@@ -149,6 +213,9 @@ func (m *Memcached) Stop() {
 		return err == nil && len(tasks) > 0
 	})
 }
+
+// Freeze is Stop without waiting for it, for other goroutines than the test's.
+func (m *Memcached) Freeze() { syscall.Kill(m.PID(), syscall.SIGSTOP) }
 
 // Continue undoes Stop.
 func (m *Memcached) Continue() { syscall.Kill(m.PID(), syscall.SIGCONT) }

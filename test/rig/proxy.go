@@ -1,7 +1,6 @@
 package rig
 
 import (
-	"io"
 	"net"
 	"sync"
 	"testing"
@@ -21,6 +20,7 @@ type Proxy struct {
 	mu    sync.Mutex
 	delay time.Duration     // guarded by mu
 	conns map[net.Conn]bool // guarded by mu
+	muted map[net.Conn]bool // guarded by mu: what they bring goes nowhere
 }
 
 // NewProxy listens on a free port and forwards to target (host:port).
@@ -30,11 +30,49 @@ func NewProxy(t testing.TB, target string, delay time.Duration) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Addr: l.Addr().String(), l: l, target: target, delay: delay, conns: map[net.Conn]bool{}}
+	p := &Proxy{Addr: l.Addr().String(), l: l, target: target, delay: delay, conns: map[net.Conn]bool{}, muted: map[net.Conn]bool{}}
 	p.wg.Add(1)
-	go p.accept()
+	go p.accept(l)
 	t.Cleanup(p.Close)
 	return p
+}
+
+// Refuse makes new connections fail at once, as where no server runs; Accept ends
+// that.
+func (p *Proxy) Refuse() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.l.Close()
+}
+
+// Accept listens again after Refuse.
+func (p *Proxy) Accept() error {
+	l, err := net.Listen("tcp", p.Addr)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.l = l
+	p.wg.Add(1)
+	go p.accept(l)
+	return nil
+}
+
+// Mute makes the connections that there are swallow all that they carry, as a
+// firewall that forgot them does. New ones work.
+func (p *Proxy) Mute() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		p.muted[c] = true
+	}
+}
+
+func (p *Proxy) mute(c net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.muted[c]
 }
 
 // URL is the store's URL by way of the proxy.
@@ -58,15 +96,15 @@ func (p *Proxy) Cut() {
 
 // Close ends the proxy and waits for its goroutines.
 func (p *Proxy) Close() {
-	p.l.Close()
+	p.Refuse()
 	p.Cut()
 	p.wg.Wait()
 }
 
-func (p *Proxy) accept() {
+func (p *Proxy) accept(l net.Listener) {
 	defer p.wg.Done()
 	for {
-		c, err := p.l.Accept()
+		c, err := l.Accept()
 		if err != nil {
 			return
 		}
@@ -98,11 +136,23 @@ func (p *Proxy) pump(dst, src net.Conn, delayed bool) {
 		src.Close()
 		p.mu.Lock()
 		delete(p.conns, src)
+		delete(p.muted, src)
 		p.mu.Unlock()
 	}()
 	if !delayed {
-		io.Copy(dst, src)
-		return
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := src.Read(buf)
+			if err != nil {
+				return
+			}
+			if p.mute(src) {
+				continue
+			}
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return
+			}
+		}
 	}
 	queue := make(chan packet, 4096)
 	p.wg.Add(1)
@@ -122,7 +172,7 @@ func (p *Proxy) pump(dst, src net.Conn, delayed bool) {
 	for {
 		buf := make([]byte, 64<<10)
 		n, err := src.Read(buf)
-		if n > 0 {
+		if n > 0 && !p.mute(src) {
 			p.mu.Lock()
 			due := time.Now().Add(p.delay)
 			p.mu.Unlock()

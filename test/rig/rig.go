@@ -42,6 +42,8 @@ type Rig struct {
 	// the default. KVBFS_TRANSPORT sets it for all rigs.
 	Transport string
 
+	panics bool // its daemons are made to panic
+
 	mu    sync.Mutex
 	extra []string // guarded by mu: environment beside the private directories
 	swept bool     // guarded by mu

@@ -1,0 +1,130 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/test/rig"
+)
+
+// TestTakeover: a holder that was stopped for longer than its lease loses the volume
+// to another machine. When it goes on it writes nothing any more, and neither its
+// writes nor its flushes are acknowledged. `kvbfs lock` shows the one and breaks the
+// other.
+func TestTakeover(t *testing.T) {
+	rig.RequireFUSE(t)
+	r := rig.New(t, 5*time.Minute)
+	store := r.MemcachedTCP(128).URL()
+	r.Create(store, "v", "16M")
+	m := r.Mount(store)
+	f := rig.Direct(t, m.Image("v"))
+	fill(t, f, 64, 1)
+	if out := r.Kvbfs("lock", "ls", "--store", store); !strings.Contains(out, "v ") || !strings.Contains(out, "(this machine)") {
+		t.Errorf("lock ls:\n%s", out)
+	}
+	dir := r.Mkdir("theirs")
+	their := []string{"KVBFS_STATE_DIR=" + r.Mkdir("their-state"), "KVBFS_RUNTIME_DIR=" + r.Mkdir("their-run")}
+	kvbfs := func(args ...string) rig.Result {
+		return r.Do(rig.Cmd{Args: append([]string{r.Bin}, args...), Env: their})
+	}
+	if res := kvbfs("lock", "break", "v", "--store", store); res.Code != 1 || !strings.Contains(res.Stderr, "--force") {
+		t.Errorf("breaking the lease of a holder that lives: status %d\n%s", res.Code, res.All())
+	}
+	must(t, syscall.Kill(m.PID(), syscall.SIGSTOP))
+	r.Must(rig.Cmd{Args: append([]string{r.Bin}, r.MountArgs(dir, "--store", store)...), Env: their})
+	var g *rig.File
+	rig.Eventually(t, 90*time.Second, "the other machine may write", func() bool {
+		var err error
+		g, err = rig.OpenDirect(filepath.Join(dir, "v"))
+		return err == nil
+	})
+	fill(t, g, 64, 2)
+	must(t, syscall.Kill(m.PID(), syscall.SIGCONT))
+	buf, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
+	for i := range int64(64) {
+		rig.Stamp(buf, i, 3)
+		if err := f.WriteAt(buf, i*rig.BlockSize); err == nil {
+			t.Fatalf("a write of the old holder to block %d succeeded", i)
+		}
+	}
+	if err := f.Sync(); !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EBUSY) {
+		t.Errorf("a flush of the old holder: %v, want an error", err)
+	}
+	for i := range int64(64) {
+		must(t, g.ReadAt(buf, i*rig.BlockSize))
+		if rig.Stamp(want, i, 2); string(buf) != string(want) {
+			t.Fatalf("block %d is not the new holder's", i)
+		}
+	}
+	f.Close()
+	m.Umount()
+	// By force: the lease of the one that lives now.
+	if res := r.TryKvbfs("lock", "break", "v", "--force", "--store", store); res.Code != 0 {
+		t.Errorf("lock break --force: status %d\n%s", res.Code, res.All())
+	}
+	rig.Stamp(buf, 0, 4)
+	if err := g.WriteAt(buf, 0); err == nil {
+		t.Error("a write of a holder whose lease was broken succeeded")
+	}
+	g.Close()
+	if res := kvbfs("umount", dir); res.Code != 0 {
+		t.Logf("umount of a holder whose lease was broken: %s", res.All())
+	}
+}
+
+// TestSuccessor: what a daemon sent before it was killed, and its server executes
+// later, does not come back over what a successor writes.
+func TestSuccessor(t *testing.T) {
+	rig.RequireFUSE(t)
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			r := rig.New(t, 4*time.Minute)
+			srv := r.Memcached(256)
+			if network == "tcp" {
+				srv = r.MemcachedTCP(256)
+			}
+			store := srv.URL()
+			r.Create(store, "v", "16M")
+			m := r.Mount(store)
+			const blocks = 256
+			buf, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
+			for round := range uint64(3) {
+				f := rig.Direct(t, m.Image("v"))
+				fill(t, f, blocks, 10*round+1)
+				srv.Stop()
+				for i := range int64(blocks) {
+					go func() {
+						mine := rig.Aligned(rig.BlockSize)
+						rig.Stamp(mine, i, 10*round+2)
+						_ = f.WriteAt(mine, i*rig.BlockSize) // ends with an error when the daemon is killed
+					}()
+				}
+				time.Sleep(300 * time.Millisecond)
+				m.Kill()
+				srv.Continue()
+				m.Mount(store)
+				f2 := rig.Direct(t, m.Image("v"))
+				fill(t, f2, blocks, 10*round+3)
+				for range 5 {
+					for i := range int64(blocks) {
+						must(t, f2.ReadAt(buf, i*rig.BlockSize))
+						if rig.Stamp(want, i, 10*round+3); string(buf) != string(want) {
+							t.Fatalf("round %d: block %d is not what the successor wrote", round, i)
+						}
+					}
+				}
+				f.Close()
+				f2.Close()
+			}
+			m.Umount()
+		})
+	}
+}

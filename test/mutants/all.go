@@ -1,0 +1,121 @@
+package mutants
+
+// All are the planted bugs, each with the cheapest test that must notice it.
+var All = []Mutant{
+	{
+		Name: "one write in 97 is dropped", File: "fusefs/data.go",
+		Old:     "	if err := t.s.disp.data(volume.Write, v,",
+		New:     "	if in.Unique/2%97 == 0 {\n		return uint32(len(data)), fuse.OK\n	}\n	if err := t.s.disp.data(volume.Write, v,",
+		Package: "fusefs", Test: "TestReadWrite",
+	},
+	{
+		Name: "a short reply to a write", File: "fusefs/data.go",
+		Old:     "err)\n	}\n	return uint32(len(data)), fuse.OK\n}\n\n// Fsync",
+		New:     "err)\n	}\n	return uint32(len(data)+1) / 2, fuse.OK\n}\n\n// Fsync",
+		Package: "fusefs", Test: "TestWholeReplies",
+	},
+	{
+		Name: "fsync does nothing", File: "fusefs/data.go",
+		Old: "v == nil || !v.Writable() { // nothing", New: "true || v == nil || !v.Writable() { // nothing",
+		Package: "fusefs", Test: "TestFsyncIsAFlush",
+	},
+	{
+		Name: "zeros for a lost block", File: "kvstore/volume/settle.go",
+		Old:     "		default:\n			w.done(s, v.reportLost(ctx, s.lba))\n		}",
+		New:     "		default:\n			w.holeRead(s)\n		}",
+		Package: "kvstore/volume", Test: "TestLostIsNeverAHole",
+	},
+	{
+		Name: "no claim around read-modify-write", File: "kvstore/volume/slot.go",
+		Old:     "	if !w.set.claims.try(i, w.id) {\n		return false\n	}\n	s.claim = i\n",
+		New:     "	if s.phase == phaseModify {\n		s.claim = -1\n	} else if !w.set.claims.try(i, w.id) {\n		return false\n	} else {\n		s.claim = i\n	}\n",
+		Package: "kvstore/volume", Test: "TestNeighbours",
+	},
+	{
+		Name: "a flush stores no page of the map", File: "kvstore/volume/flush.go",
+		Old: "	return v.storeDirty(ctx, ch, m)\n", New: "	return nil\n",
+		Package: "kvstore/volume", Test: "TestWriteReadReopen",
+	},
+	{
+		Name: "the first write of a range goes before its page of the map", File: "kvstore/volume/slot.go",
+		Old: "if m != nil && stores && !m.hasPage(", New: "if false && m != nil && stores && !m.hasPage(",
+		Package: "kvstore/volume", Test: "TestPageBeforeAck",
+	},
+	{
+		Name: "set for replace", File: "kvstore/memcached/request.go",
+		Old: `b = appendStore(b, "replace", r.key[:], flags)`, New: `b = appendStore(b, "set", r.key[:], flags)`,
+		Package: "kvstore/memcached", Test: "TestConformance",
+	},
+	{
+		Name: "a block's checksum is not looked at", File: "kvstore/memcached/direct.go",
+		Old:     "	if flags != uint64(blockFlags(r.op.Seed, r.op.Key, r.op.Data)) {",
+		New:     "	if flags == 1 {",
+		Package: "kvstore/memcached", Test: "TestCorruptBlocks",
+	},
+	{
+		Name: "a retry does not ask for the sentinel", File: "kvstore/memcached/conn.go",
+		Old: `if c.server.sentinelKey == "" {`, New: `if c.server.sentinelKey == "" || c.failures > 0 {`,
+		Package: "kvstore/memcached", Test: "TestEmptiedServer",
+	},
+	{
+		Name: "a repeated add takes its own first try for somebody else's", File: "kvstore/memcached/conn.go",
+		Old: "		r.repeated = true\n", New: "		r.repeated = false\n",
+		Package: "kvstore/memcached", Test: "TestCutReplies",
+	},
+	{
+		Name: "no waiting for what an old connection still holds", File: "kvstore/memcached/channel.go",
+		Old: "		if haunted && c.haunt != nil {", New: "		if false && haunted && c.haunt != nil {",
+		Package: "kvstore/memcached", Test: "TestGhostOfAnotherChannel",
+	},
+	{
+		Name: "a fence is not looked at before a write is sent", File: "kvstore/memcached/conn.go",
+		Old: "			if !r.op.Fence.Passes() {\n				c.ch.complete", New: "			if false {\n				c.ch.complete",
+		Package: "kvstore/memcached", Test: "TestFenceClosesDuringOutage",
+	},
+	{
+		Name: "TLS without verification", File: "kvstore/memcached/tls.go",
+		Old: "	cfg := s.store.cfg.TLS.Clone()\n", New: "	cfg := s.store.cfg.TLS.Clone()\n	cfg.InsecureSkipVerify = true\n",
+		Package: "kvstore/memcached", Test: "TestNoTrust",
+	},
+	{
+		Name: "the buffer is kept after return", File: "kvstore/mem/server.go",
+		Old: "	copy(e.data[:], op.Data)\n", New: "	e.data = (*[kvstore.BlockSize]byte)(op.Data)\n",
+		Package: "kvstore/mem", Test: "TestConformance",
+	},
+	{
+		Name: "fdatasync is left out", File: "kvstore/file/layer.go",
+		Old: "	if err := fdatasync(l.fd); err != nil {", New: "	if err := error(nil); err != nil {",
+		Package: "kvstore/file", Test: "TestFailedFlushSticks",
+	},
+	{
+		Name: "a lease is taken from a holder that lives", File: "kvstore/pool/acquire.go",
+		Old: "	if !held || a.opt.steal || a.gone(at) {", New: "	if !held || a.opt.Wait >= 0 || a.gone(at) {",
+		Package: "kvstore/pool", Test: "TestLifeOfALease",
+	},
+	{
+		Name: "fsync does nothing, seen from outside", File: "fusefs/data.go",
+		Old: "v == nil || !v.Writable() { // nothing", New: "true || v == nil || !v.Writable() { // nothing",
+		Package: "test/e2e", Test: "TestMachineCrash",
+	},
+	{
+		Name: "the state file is not recovered", File: "kvstore/volume/recover.go",
+		Old: "		if resumed {\n			return v.recover(ctx, ch, m)\n		}\n", New: "		if resumed {\n			clear(m.bits[0])\n			return v.recover(ctx, ch, m)\n		}\n",
+		Package: "kvstore/volume", Test: "TestReadOnlyAfterCrash",
+	},
+	{
+		Name: "a connection is replaced before the old one is drained", File: "kvstore/memcached/conn.go",
+		Old: "		if !c.haunt.done() {\n			return\n		}\n", New: "",
+		Package: "test/sim", Test: "TestLinearizable",
+	},
+	{
+		Name: "no claim around read-modify-write, seen by porcupine", File: "kvstore/volume/slot.go",
+		Old:     "	if !w.set.claims.try(i, w.id) {\n		return false\n	}\n	s.claim = i\n",
+		New:     "	if s.phase == phaseModify {\n		s.claim = -1\n	} else if !w.set.claims.try(i, w.id) {\n		return false\n	} else {\n		s.claim = i\n	}\n",
+		Package: "test/sim", Test: "TestLinearizable",
+	},
+	{
+		Name: "the last piece of a request is taken from one byte before", File: "kvstore/volume/split.go",
+		Old: "to: int(rest), at: n - rest}", New: "to: int(rest), at: n - rest - 1}",
+		Package: "test/sim", Test: "TestMetamorphic",
+	},
+}
