@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -41,4 +42,20 @@ func TestBounded(t *testing.T) {
 	if got := bounded(time.Hour, func(found func(string)) { found("a") }); !slices.Equal(got, []string{"a"}) {
 		t.Errorf("a look that ends: %q", got)
 	}
+}
+
+// A look that takes longer than the limit, but goes on, is waited for.
+func TestBoundedIsPatient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		got := bounded(time.Second, func(found func(string)) {
+			for range 10 {
+				time.Sleep(900 * time.Millisecond)
+				found("")
+			}
+			found("a")
+		})
+		if !slices.Equal(got, []string{"a"}) {
+			t.Errorf("a look that takes long: %q", got)
+		}
+	})
 }

@@ -65,13 +65,15 @@ func loopUsers(dir string) (users []string) {
 	return users
 }
 
-// procLimit bounds the looks into /proc. The kernel makes who reads a process's
-// mappings wait for a page fault of that process, and with a stuck mount that may
-// take for ever.
-const procLimit = 2 * time.Second
+// procLimit bounds the look at one process in /proc. The kernel makes who reads a
+// process's mappings wait for a page fault of that process, and with a stuck mount
+// that may take for ever. (All of them together may take long, too: a loaded machine
+// is not a stuck one.)
+const procLimit = 3 * time.Second
 
-// bounded collects what look finds until it returns or the limit has passed; then
-// it is left behind, with a word that not all was seen.
+// bounded collects what look finds until it returns, or has said nothing for the
+// limit; then it is left behind, with a word that not all was seen. An empty find is a
+// sign of life.
 func bounded(limit time.Duration, look func(found func(string))) (all []string) {
 	lines := make(chan string)
 	quit := make(chan struct{})
@@ -93,7 +95,10 @@ func bounded(limit time.Duration, look func(found func(string))) (all []string) 
 			if !ok {
 				return all
 			}
-			all = append(all, s)
+			timer.Reset(limit)
+			if s != "" {
+				all = append(all, s)
+			}
 		case <-timer.C:
 			return append(all, "perhaps a process that cannot be looked at: /proc does not answer")
 		}
@@ -107,6 +112,7 @@ func processUsers(dir string, found func(string)) {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
+		found("")
 		if how := usedBy(filepath.Join("/proc", p.Name()), dir); how != "" {
 			comm, _ := os.ReadFile(filepath.Join("/proc", p.Name(), "comm"))
 			found(fmt.Sprintf("%s (pid %d, %s)", bytes.TrimSpace(comm), pid, how))

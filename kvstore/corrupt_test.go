@@ -3,17 +3,27 @@ package kvstore
 import (
 	"errors"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
-	"time"
 )
+
+// testRand is a source that begins with KVBFS_SEED, or with a seed that it logs.
+// (storetest.Seed imports this package.)
+func testRand(t *testing.T) *rand.Rand {
+	seed, err := strconv.ParseUint(os.Getenv("KVBFS_SEED"), 10, 64)
+	if err != nil {
+		seed = rand.Uint64()
+	}
+	t.Logf("KVBFS_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
 
 // TestOrigin: the block that misplaced data belongs to is found, with all bits of
 // the checksum and without the highest one, also beyond 16 TiB; data that was
 // changed, and data of another layer, belongs nowhere.
 func TestOrigin(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 1))
+	rnd := testRand(t)
 	data := make([]byte, BlockSize)
 	for i := range data {
 		data[i] = byte(rnd.Uint32())

@@ -2,16 +2,16 @@ package kvstore
 
 import (
 	"hash/crc32"
-	"math/rand/v2"
 	"testing"
 )
 
 // The checksum is what hash/crc32 gives over key and data, and allocates nothing.
 func TestChecksum(t *testing.T) {
 	data := make([]byte, BlockSize)
+	rnd := testRand(t)
 	for range 100 {
-		seed, k := rand.Uint32(), Key{LayerID(rand.Uint32()), Kind(rand.Uint32()), rand.Uint64() & MaxNumber}
-		data[rand.IntN(len(data))]++
+		seed, k := rnd.Uint32(), Key{LayerID(rnd.Uint32()), Kind(rnd.Uint32()), rnd.Uint64() & MaxNumber}
+		data[rnd.IntN(len(data))]++
 		var raw [KeySize]byte
 		k.Put(raw[:])
 		want := crc32.Update(crc32.Update(seed, castagnoli, raw[:]), castagnoli, data)

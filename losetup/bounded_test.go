@@ -3,6 +3,7 @@ package losetup
 import (
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -22,4 +23,20 @@ func TestBounded(t *testing.T) {
 	if !slices.Equal(got, []string{"a", "b"}) || !whole {
 		t.Errorf("a look that ends: %v, whole: %v", got, whole)
 	}
+}
+
+// A look that takes longer than the limit, but goes on, is waited for.
+func TestBoundedIsPatient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		got, whole := bounded(time.Second, func(found func(string)) {
+			for range 10 {
+				time.Sleep(900 * time.Millisecond)
+				found("")
+			}
+			found("a")
+		})
+		if !slices.Equal(got, []string{"a"}) || !whole {
+			t.Errorf("a look that takes long: %q", got)
+		}
+	})
 }

@@ -28,12 +28,13 @@ func Users(device string) []string {
 	return list
 }
 
-// procLimit bounds the looks into /proc, which may wait for a process that is
-// stuck on a dead disk.
-const procLimit = 2 * time.Second
+// procLimit bounds the look at one process in /proc, which may wait for one that is
+// stuck on a dead disk. (All of them together may take long, too: a loaded machine is
+// not a stuck one.)
+const procLimit = 3 * time.Second
 
-// bounded collects what look finds until it returns or the limit has passed; then
-// it is left behind, and not all was seen.
+// bounded collects what look finds until it returns, or has said nothing for the
+// limit; then it is left behind, and not all was seen. An empty find is a sign of life.
 func bounded(limit time.Duration, look func(found func(string))) (all []string, whole bool) {
 	lines := make(chan string)
 	quit := make(chan struct{})
@@ -55,7 +56,10 @@ func bounded(limit time.Duration, look func(found func(string))) (all []string, 
 			if !ok {
 				return all, true
 			}
-			all = append(all, s)
+			timer.Reset(limit)
+			if s != "" {
+				all = append(all, s)
+			}
 		case <-timer.C:
 			return all, false
 		}
@@ -91,6 +95,7 @@ func findClaims(number int, found func(string)) {
 	}
 	namespaces := map[string]bool{own: true}
 	for _, pid := range processes() {
+		found("")
 		ns, err := os.Readlink(filepath.Join("/proc", pid, "ns/mnt"))
 		if err != nil || namespaces[ns] {
 			continue
@@ -130,6 +135,7 @@ func openersSoon(number, ownFD int) (list []string, whole bool) {
 func findOpeners(number, ownFD int, found func(string)) {
 	device, self := devicePath(number), strconv.Itoa(os.Getpid())
 	for _, pid := range processes() {
+		found("")
 		dir := filepath.Join("/proc", pid, "fd")
 		fds, err := readNames(dir)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime/debug"
 	"strings"
@@ -84,6 +85,8 @@ func run(args []string) (status int) {
 			status = exitFailure
 		}
 	}()
+	ctx, release := interruptible()
+	defer release()
 	var c cli
 	parser := kong.Must(&c, kong.Name("kvbfs"), kong.Description(description),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
@@ -92,9 +95,7 @@ func run(args []string) (status int) {
 		fmt.Fprintf(os.Stderr, "kvbfs: %v (see %s)\n", err, helpFor(err))
 		return exitUsage
 	}
-	ctx, release := interruptible()
-	defer release()
-	if err := k.Run(&globals{ctx: ctx, release: release}); err != nil {
+	if err := asInterrupted(ctx, k.Run(&globals{ctx: ctx, release: release})); err != nil {
 		switch {
 		case errors.Is(err, errSaid):
 		case err.Error() == context.Canceled.Error():
@@ -135,6 +136,32 @@ func exitStatus(err error) int {
 		return exitInterrupted
 	}
 	return exitFailure
+}
+
+// interrupted is a failure that came of a signal; it is a context.Canceled.
+type interrupted struct{ error }
+
+func (i interrupted) Unwrap() error      { return i.error }
+func (interrupted) Is(target error) bool { return target == context.Canceled }
+
+// asInterrupted marks what failed after ctx had ended, whatever it says of itself.
+// A terminal signals children too: one that died of it may be noticed before the
+// signal to this process is.
+func asInterrupted(ctx context.Context, err error) error {
+	var child *exec.ExitError
+	if errors.As(err, &child) {
+		if s, ok := child.Sys().(syscall.WaitStatus); ok && s.Signaled() && (s.Signal() == syscall.SIGINT || s.Signal() == syscall.SIGTERM) {
+			select {
+			case <-ctx.Done():
+				return context.Canceled
+			case <-time.After(sameWish):
+			}
+		}
+	}
+	if err == nil || ctx.Err() == nil || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return interrupted{err}
 }
 
 // sameWish is how soon after a signal another one is still the same wish: what

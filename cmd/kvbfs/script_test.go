@@ -183,7 +183,7 @@ func signalCmd(ts *testscript.TestScript, _ bool, args []string) {
 func waitEndCmd(ts *testscript.TestScript, _ bool, _ []string) {
 	pid, err := strconv.Atoi(ts.Getenv("PID"))
 	ts.Check(err)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return
@@ -223,7 +223,7 @@ func memcachedCmd(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(cmd.Start())
 	ts.Setenv("MEMCACHED", strconv.Itoa(cmd.Process.Pid))
 	ts.Defer(func() { cmd.Process.Kill(); cmd.Wait() })
-	for range 500 {
+	for range 3000 {
 		if conn, err := net.Dial("unix", socket); err == nil {
 			conn.Close()
 			return

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"syscall"
 	"testing"
 	"time"
@@ -95,5 +96,30 @@ func TestTwoSignalsAtOnceAreOneWish(t *testing.T) {
 	}
 	if removed := removalInterrupted("v"); exitStatus(removed) != exitInterrupted {
 		t.Errorf("exit status %d of %v", exitStatus(removed), removed)
+	}
+}
+
+// Whatever fails once the context has ended counts as interrupted; so does what a
+// child died of that the same Ctrl-C met, also before this process heard of it.
+func TestInterruptedWhateverItSays(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := asInterrupted(ctx, io.EOF); err != io.EOF {
+		t.Errorf("a failure without a signal: %v", err)
+	}
+	child := exec.Command("sh", "-c", "kill -INT $$")
+	child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	died := child.Run()
+	if err := asInterrupted(ctx, died); exitStatus(err) != exitFailure {
+		t.Errorf("a child that somebody else signalled: %v", err)
+	}
+	time.AfterFunc(time.Millisecond, cancel)
+	if err := asInterrupted(ctx, fmt.Errorf("x: %w", died)); exitStatus(err) != exitInterrupted {
+		t.Errorf("a child that died of the signal: %v", err)
+	}
+	if err := asInterrupted(ctx, io.EOF); exitStatus(err) != exitInterrupted || !errors.Is(err, io.EOF) {
+		t.Errorf("a failure after the signal: %v", err)
+	}
+	if err := asInterrupted(ctx, nil); err != nil {
+		t.Errorf("what succeeded all the same: %v", err)
 	}
 }

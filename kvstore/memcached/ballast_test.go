@@ -19,7 +19,7 @@ func TestBallastComesBack(t *testing.T) {
 	}
 	ch.Do(bg(t), ops)
 	s.servers[0].ballastLost(5)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	op := discard(1)
 	ch.Do(ctx, []*kvstore.Op{op})

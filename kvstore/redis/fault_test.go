@@ -62,7 +62,9 @@ func TestPausedServerIsWaitedFor(t *testing.T) {
 			server.Resume()
 			want(t, <-done, nil)
 			wantBlock(t, ch, 1, block(2))
-			if book.count("does not answer") != 1 || book.count("answers again") != 1 {
+			// Once, not once per try; on a loaded machine a later request may take
+			// longer than a try, too.
+			if n := book.count("does not answer"); n < 1 || n > 2 || book.count("answers again") != n {
 				t.Errorf("log of the outage: %q", book.lines)
 			}
 		})

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // checkedStore fails the test if a batch breaks the contract, and lets a test
@@ -19,10 +20,13 @@ type checkedStore struct {
 	off    atomic.Bool // no checks: they allocate
 	// leave says what Try leaves to Finish; nil: a third of every other batch.
 	leave atomic.Pointer[func(op *kvstore.Op) bool]
+
+	seed     uint64
+	channels atomic.Uint64 // that were made
 }
 
 func checked(t testing.TB, st kvstore.Store) *checkedStore {
-	return &checkedStore{Store: st, t: t}
+	return &checkedStore{Store: st, t: t, seed: storetest.Seed(func(string, ...any) {})}
 }
 
 func (s *checkedStore) Channel(ctx context.Context) (kvstore.Channel, error) {
@@ -30,12 +34,13 @@ func (s *checkedStore) Channel(ctx context.Context) (kvstore.Channel, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &checkedChannel{Channel: ch, s: s}, nil
+	return &checkedChannel{Channel: ch, s: s, rnd: rand.New(rand.NewPCG(s.seed, s.channels.Add(1)))}, nil
 }
 
 type checkedChannel struct {
 	kvstore.Channel
 	s    *checkedStore
+	rnd  *rand.Rand // says what Try leaves
 	busy atomic.Bool
 	left []*kvstore.Op // of Try
 }
@@ -53,12 +58,12 @@ func (c *checkedChannel) Do(ctx context.Context, ops []*kvstore.Op) {
 // Try leaves a part of every other batch to Finish, as if its server was silent.
 func (c *checkedChannel) Try(ctx context.Context, ops []*kvstore.Op) bool {
 	leave := c.s.leave.Load()
-	if c.s.off.Load() || leave == nil && rand.N(2) == 0 {
+	if c.s.off.Load() || leave == nil && c.rnd.IntN(2) == 0 {
 		c.Do(ctx, ops)
 		return true
 	}
 	if leave == nil {
-		some := func(*kvstore.Op) bool { return rand.N(3) == 0 }
+		some := func(*kvstore.Op) bool { return c.rnd.IntN(3) == 0 }
 		leave = &some
 	}
 	c.begin(ctx, ops)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/mem"
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // What was provisioned takes writes on a full store; what was not gets ErrFull.
@@ -129,8 +130,7 @@ func TestProvisionRefused(t *testing.T) {
 // A provision among writes and discards of the same blocks changes nothing that
 // is read.
 func TestProvisionModel(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Log("seed", seed)
+	seed := storetest.Seed(t.Logf)
 	for _, kind := range []string{"mem", "mem3"} {
 		t.Run(kind, func(t *testing.T) {
 			r := newRig(t, kind)
@@ -174,8 +174,7 @@ func TestProvisionAgainstWriters(t *testing.T) {
 }
 
 func TestProvisionedSet(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Log("seed", seed)
+	seed := storetest.Seed(t.Logf)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	for range 200 {
 		var p provisioned

@@ -5,6 +5,7 @@ package e2e
 import (
 	"os"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -54,7 +55,15 @@ func crash(t *testing.T, r *rig.Rig, store, volume string, loop bool) {
 		}
 		led.Verify(t, f)
 		before := led.Acknowledged()
-		time.AfterFunc(time.Duration(100+rnd.IntN(300))*time.Millisecond, m.KillOnly)
+		after, pid := time.Duration(rnd.IntN(400))*time.Millisecond, m.PID()
+		go func() {
+			// Once it has begun, however long that takes.
+			for end := time.Now().Add(time.Minute); led.Acknowledged() == before && time.Now().Before(end); {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(after)
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}()
 		led.Storm(f, 16, rnd.Uint64())
 		f.Close()
 		if led.Acknowledged() == before {
@@ -140,7 +149,7 @@ func TestCrashFileSystem(t *testing.T) {
 		r.Run("cp", "-a", goroot(t, r)+"/src/net", dir+"/kept")
 		r.Run("sync", "-f", dir)
 		want := rig.ReadTree(t, dir+"/kept")
-		time.AfterFunc(300*time.Millisecond, m.KillOnly)
+		time.AfterFunc(300*time.Millisecond, func() { _ = syscall.Kill(m.PID(), syscall.SIGKILL) })
 		r.Try("cp", "-a", goroot(t, r)+"/src/cmd", dir+"/cut") // ends with an error
 		rig.Eventually(t, 10*time.Second, "the daemon is gone", func() bool { return !rig.Alive(m.PID()) })
 		r.Run("umount", dir)

@@ -39,9 +39,9 @@ func TestIOTimeout(t *testing.T) {
 		}()
 		return done
 	}
+	var begin time.Time // before the request
 	failsInTime := func(what string, done chan error) {
 		t.Helper()
-		begin := time.Now()
 		select {
 		case err := <-done:
 			if !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ETIMEDOUT) {
@@ -55,6 +55,7 @@ func TestIOTimeout(t *testing.T) {
 		}
 	}
 	srv.Stop()
+	begin = time.Now()
 	r1, w1 := read(), write(2)
 	failsInTime("a read", r1)
 	if err := <-w1; err == nil {

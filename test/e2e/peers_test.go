@@ -12,24 +12,16 @@ import (
 	"github.com/kvbfs/kvbfs/test/rig"
 )
 
-// buildPeers builds the program that make bench-peers runs.
-func buildPeers(t *testing.T, r *rig.Rig) string {
-	t.Helper()
-	bin := r.Path("peers")
-	r.Must(rig.Cmd{Dir: rig.ModuleRoot(t), Args: []string{"go", "build", "-o", bin, "./test/peers"}})
-	return bin
-}
-
 // TestPeers: the naive file system, go-fuse alone and a loop file are measured in
 // one run with kvbfs, and nothing is left.
 func TestPeers(t *testing.T) {
 	rig.RequireLoop(t)
 	rig.Require(t, "memcached", "fio")
-	r := rig.New(t, 4*time.Minute)
+	r := rig.New(t, 10*time.Minute)
 	tmp := r.Mkdir("tmp")
 	r.Setenv("TMPDIR", tmp)
-	bin, file := buildPeers(t, r), r.Path("peers.json")
-	r.Must(rig.Cmd{Dir: rig.ModuleRoot(t), Args: []string{bin, "--kvbfs", r.Bin, "--size", "32M", "--only", "/loop/randread-4k-qd32", "--",
+	bin, file := r.Build("./test/peers", ""), r.Path("peers.json")
+	r.Must(rig.Cmd{Dir: rig.ModuleRoot(t), Limit: 8 * time.Minute /* it builds a peer */, Args: []string{bin, "--kvbfs", r.Bin, "--size", "32M", "--only", "/loop/randread-4k-qd32", "--",
 		"--quick", "--transport", transport(r), "--json", file}})
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -62,7 +54,7 @@ func TestPeersInterrupted(t *testing.T) {
 			r := rig.New(t, 2*time.Minute)
 			tmp := r.Mkdir("tmp")
 			r.Setenv("TMPDIR", tmp)
-			bin := buildPeers(t, r)
+			bin := r.Build("./test/peers", "")
 			code := interrupted(t, r, after, false, bin, "--kvbfs", r.Bin, "--size", "32M", "--", "--transport", transport(r))
 			t.Logf("interrupted after %v: status %d", after, code)
 			if code == 0 {

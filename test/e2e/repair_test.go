@@ -101,7 +101,7 @@ func TestAcceptLoss(t *testing.T) {
 	victim.Kill()
 	victim.Start()
 	whole, lost, zeros := holds(t, f, blocks, 1)
-	if lost < blocks/6 || whole < blocks/3 || zeros != 0 {
+	if lost == 0 || whole == 0 || zeros != 0 { // how many of 32 units are on the victim is chance
 		t.Fatalf("%d blocks whole, %d lost, %d zeros", whole, lost, zeros)
 	}
 	for range 3 {

@@ -248,7 +248,7 @@ func TestIOTimeoutInTime(t *testing.T) {
 func TestRefusedAndMute(t *testing.T) {
 	rig.RequireFUSE(t)
 	lasts := long(3*time.Second, 2*time.Minute)
-	r := rig.New(t, lasts+4*time.Minute)
+	r := rig.New(t, 3*lasts+4*time.Minute)
 	srv := r.MemcachedTCP(256)
 	proxy := rig.NewProxy(t, srv.Addr, 0)
 	store := proxy.URL()

@@ -76,7 +76,7 @@ func TestClusterFailover(t *testing.T) {
 	}
 	want(t, ch.Flush(bg(t), testLayer), nil)
 	c.Servers[0].Stop()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	for n := range uint64(400) {
 		r := read(1<<30 + n)
@@ -104,7 +104,7 @@ func TestClusterPausedMaster(t *testing.T) {
 	const blocks = 300
 	all := func(round uint64) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		var ops []*kvstore.Op
 		for n := range uint64(blocks) {

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 const testLayer = kvstore.LayerID(0xabcd1234)
 
 func bg(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -163,7 +163,7 @@ func startLoad(t *testing.T, s *redis.Store, workers int, flush bool) *load {
 			defer ch.Close()
 			rnd := rand.New(rand.NewPCG(seed, w))
 			last := map[uint64]uint64{}
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 			defer cancel()
 			for round := uint64(1); !l.stop.Load(); round++ {
 				var ops []*kvstore.Op

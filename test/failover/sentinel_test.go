@@ -22,7 +22,7 @@ func TestSentinelFailover(t *testing.T) {
 	}
 	want(t, ch.Flush(bg(t), testLayer), nil)
 	w.Master.Stop()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	for n := range uint64(50) {
 		wr := write(n, kvstore.Present, block(n+100))
@@ -77,7 +77,7 @@ func TestFailoverBehind(t *testing.T) {
 			}
 			w.Master.Stop()
 			w.Replicas[0].Resume()
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 			defer cancel()
 			r := read(blocks - 1)
 			ch.Do(ctx, []*kvstore.Op{r})

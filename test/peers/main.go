@@ -152,7 +152,7 @@ func (r *rig) daemon(ctx context.Context, unmount string, ready func() bool, arg
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	r.stops = append(r.stops, func() { end(cmd, ended, unmount) })
-	for deadline := time.Now().Add(15 * time.Second); !ready(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ready(); time.Sleep(20 * time.Millisecond) {
 		select {
 		case err := <-ended:
 			ended <- err

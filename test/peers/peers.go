@@ -118,12 +118,12 @@ func gofuseNull(ctx context.Context, r *rig) (string, error) {
 // naive builds and starts test/naive.
 func (r *rig) naive(ctx context.Context, name string, args ...string) (string, error) {
 	bin := r.path("naive.bin")
-	build := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/kvbfs/kvbfs/test/naive")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", bin, "github.com/kvbfs/kvbfs/test/naive")
 	// Killed, the go tool would leave its directory behind; interrupted, it tidies
 	// up. What it leaves all the same goes with the run's directory.
 	build.Cancel = func() error { return build.Process.Signal(os.Interrupt) }
 	build.WaitDelay = 10 * time.Second
-	build.Env = append(os.Environ(), "GOTMPDIR="+r.dir)
+	build.Env = append(os.Environ(), "GOTMPDIR="+r.dir, "CGO_ENABLED=0") // as make build, whose cache it finds
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building test/naive (run it inside the tree): %w: %s", err, out)
 	}

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +21,7 @@ var build struct {
 // from TestMain.
 func Main(m *testing.M) {
 	code := m.Run()
-	for _, dir := range []string{build.dir, faulty.dir} {
+	for _, dir := range []string{build.dir, builds.dir} {
 		if dir != "" {
 			os.RemoveAll(dir)
 		}
@@ -58,29 +59,49 @@ func Binary(t testing.TB) string {
 	return build.bin
 }
 
-var faulty struct {
-	once sync.Once
-	dir  string
-	err  error
-	out  []byte
+var builds struct {
+	mu   sync.Mutex
+	dir  string            // guarded by mu
+	bins map[string]string // guarded by mu: by package and tags
 }
 
-// Faulty makes the rig use a binary that misbehaves as rules say (fault.Parse),
-// built once per test process.
+// Build builds a program of this module, once per test process, and returns its path.
+// The time it takes does not count as the test's: on a loaded machine with an empty
+// cache it takes minutes. The flags are those of `make build`, so that most of it is
+// in the cache.
+func (r *Rig) Build(pkg, tags string) string {
+	r.T.Helper()
+	builds.mu.Lock()
+	defer builds.mu.Unlock()
+	name := pkg + " " + tags
+	if bin, ok := builds.bins[name]; ok {
+		return bin
+	}
+	if r.dog.Stop() {
+		defer r.dog.Reset(r.limit)
+	}
+	if builds.dir == "" {
+		dir, err := os.MkdirTemp("", "kvbfs-bin-")
+		if err != nil {
+			r.T.Fatal(err)
+		}
+		builds.dir, builds.bins = dir, map[string]string{}
+	}
+	bin := filepath.Join(builds.dir, fmt.Sprintf("%s-%d", filepath.Base(pkg), len(builds.bins)))
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", tags, "-o", bin, pkg)
+	cmd.Dir = ModuleRoot(r.T)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		r.T.Fatalf("building %s: %v\n%s", pkg, err, out)
+	}
+	builds.bins[name] = bin
+	return bin
+}
+
+// Faulty makes the rig use a binary that misbehaves as rules say (fault.Parse).
 func (r *Rig) Faulty(rules string) {
 	r.T.Helper()
-	faulty.once.Do(func() {
-		if faulty.dir, faulty.err = os.MkdirTemp("", "kvbfs-bin-"); faulty.err != nil {
-			return
-		}
-		cmd := exec.Command("go", "build", "-tags", "kvbfs_faults", "-o", filepath.Join(faulty.dir, "kvbfs"), "./cmd/kvbfs")
-		cmd.Dir = ModuleRoot(r.T)
-		faulty.out, faulty.err = cmd.CombinedOutput()
-	})
-	if faulty.err != nil {
-		r.T.Fatalf("building kvbfs with faults: %v\n%s", faulty.err, faulty.out)
-	}
-	r.Bin = filepath.Join(faulty.dir, "kvbfs")
+	r.Bin = r.Build("./cmd/kvbfs", "kvbfs_faults")
 	r.Setenv("KVBFS_FAULTS", rules)
 	r.panics = true
 }

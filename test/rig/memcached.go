@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // Memcached is a private server. Its address stays the same over restarts.
@@ -52,14 +53,8 @@ func (r *Rig) Careless(args ...string) *Memcached {
 func (r *Rig) MemcachedTCP(mb int, more ...string) *Memcached {
 	r.T.Helper()
 	Require(r.T, "memcached")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		r.T.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	m := &Memcached{r: r, Addr: addr}
-	_, port, _ := net.SplitHostPort(addr)
+	port := strconv.Itoa(storetest.FreePort(r.T, 0))
+	m := &Memcached{r: r, Addr: net.JoinHostPort("127.0.0.1", port)}
 	m.args = append(memcachedArgs(mb), "-l", "127.0.0.1", "-p", port)
 	m.args = append(m.args, more...)
 	m.Start()

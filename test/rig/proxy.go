@@ -2,9 +2,12 @@ package rig
 
 import (
 	"net"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // Proxy is a wire to a server that takes Delay for everything that travels back.
@@ -19,6 +22,8 @@ type Proxy struct {
 
 	mu    sync.Mutex
 	delay time.Duration     // guarded by mu
+	gate  chan struct{}     // guarded by mu: answers wait until it is closed; nil: they pass
+	held  int64             // guarded by mu: bytes of answers that came while they wait
 	conns map[net.Conn]bool // guarded by mu
 	muted map[net.Conn]bool // guarded by mu: what they bring goes nowhere
 }
@@ -26,7 +31,8 @@ type Proxy struct {
 // NewProxy listens on a free port and forwards to target (host:port).
 func NewProxy(t testing.TB, target string, delay time.Duration) *Proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// A port that stays free while the proxy refuses.
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(storetest.FreePort(t, 0))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,6 +91,30 @@ func (p *Proxy) SetDelay(d time.Duration) {
 	p.delay = d
 }
 
+// Hold keeps all answers back until Release.
+func (p *Proxy) Hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gate, p.held = make(chan struct{}), 0
+}
+
+// Held is how many bytes of answers have come since Hold.
+func (p *Proxy) Held() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held
+}
+
+// Release lets the answers pass again. Without Hold it does nothing.
+func (p *Proxy) Release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gate != nil {
+		close(p.gate)
+		p.gate = nil
+	}
+}
+
 // Cut closes all connections, in the middle of whatever they carry.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
@@ -98,6 +128,7 @@ func (p *Proxy) Cut() {
 func (p *Proxy) Close() {
 	p.Refuse()
 	p.Cut()
+	p.Release()
 	p.wg.Wait()
 }
 
@@ -125,6 +156,7 @@ func (p *Proxy) accept(l net.Listener) {
 type packet struct {
 	data []byte
 	due  time.Time
+	gate chan struct{}
 }
 
 // pump copies from one side to the other; delayed data keeps its order and its
@@ -160,6 +192,9 @@ func (p *Proxy) pump(dst, src net.Conn, delayed bool) {
 		defer p.wg.Done()
 		for pkt := range queue {
 			time.Sleep(time.Until(pkt.due))
+			if pkt.gate != nil {
+				<-pkt.gate
+			}
 			if _, err := dst.Write(pkt.data); err != nil {
 				src.Close()
 				break
@@ -174,9 +209,12 @@ func (p *Proxy) pump(dst, src net.Conn, delayed bool) {
 		n, err := src.Read(buf)
 		if n > 0 && !p.mute(src) {
 			p.mu.Lock()
-			due := time.Now().Add(p.delay)
+			pkt := packet{buf[:n], time.Now().Add(p.delay), p.gate}
+			if p.gate != nil {
+				p.held += int64(n)
+			}
 			p.mu.Unlock()
-			queue <- packet{buf[:n], due}
+			queue <- pkt
 		}
 		if err != nil {
 			return

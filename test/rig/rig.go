@@ -44,6 +44,9 @@ type Rig struct {
 
 	panics bool // its daemons are made to panic
 
+	limit time.Duration // of the test
+	dog   *time.Timer   // barks at the limit
+
 	mu    sync.Mutex
 	extra []string // guarded by mu: environment beside the private directories
 	swept bool     // guarded by mu
@@ -66,12 +69,13 @@ func New(t testing.TB, limit time.Duration) *Rig {
 			t.Fatal(err)
 		}
 	}
-	dog := time.AfterFunc(limit, func() {
+	r.limit = limit
+	r.dog = time.AfterFunc(limit, func() {
 		t.Errorf("the test took longer than %v: its daemons are killed", limit)
 		r.killAll()
 	})
 	t.Cleanup(func() {
-		dog.Stop()
+		r.dog.Stop()
 		r.Sweep()
 	})
 	return r

@@ -15,7 +15,7 @@ import (
 
 // CommandLimit is how long one command may take unless said otherwise. Nothing
 // that the tests do in one command takes that long on two slow cores.
-const CommandLimit = 2 * time.Minute
+const CommandLimit = 4 * time.Minute
 
 // Result is what a command left behind.
 type Result struct {

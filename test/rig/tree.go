@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Manifest maps each file below a directory to what it is: kind, permissions
@@ -60,6 +62,27 @@ func ReadTree(t testing.TB, dir string) Manifest {
 		t.Fatalf("reading %s: %v", dir, err)
 	}
 	return m
+}
+
+// DropCached makes the kernel forget the content of the files below a directory, so
+// that it is read from the disk again. They must be stable. Unlike drop_caches it
+// concerns nobody else.
+func DropCached(t testing.TB, dir string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	})
+	if err != nil {
+		t.Fatalf("dropping what is cached of %s: %v", dir, err)
+	}
 }
 
 // SameTree fails unless both manifests are equal, and names what differs.

@@ -2,8 +2,10 @@ package sim
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"testing"
 	"testing/cryptotest"
@@ -111,7 +113,8 @@ func check(all []operation) porcupine.CheckResult {
 	for i, o := range all {
 		ops[i] = porcupine.Operation{ClientId: o.client, Input: o, Output: o.saw, Call: o.called, Return: o.done}
 	}
-	return porcupine.CheckOperationsTimeout(model, ops, time.Minute)
+	// Far more than any takes: what is not decided counts as a failure.
+	return porcupine.CheckOperationsTimeout(model, ops, 5*time.Minute)
 }
 
 // run runs one seed in a bubble of its own.
@@ -164,9 +167,10 @@ func TestLinearizable(t *testing.T) {
 	}
 }
 
-// TestSameSeedSameRun runs seeds twice and compares all that travelled, and when. It
+// TestSameSeedSameRun runs seeds again and compares all that travelled, and when. It
 // has one client: of several, the runtime chooses who goes first when two of them
-// wait for one claim, so that such a run may have to be repeated a few times.
+// wait for one claim. On a loaded machine it interrupts even one thread at any place,
+// and who was to go next goes first; so a run may have to be repeated a few times.
 func TestSameSeedSameRun(t *testing.T) {
 	first, _ := seeds(t)
 	// One thread: chance between goroutines that wake at one instant is the runtime's.
@@ -174,12 +178,18 @@ func TestSameSeedSameRun(t *testing.T) {
 	for i := range uint64(len(Plans)) {
 		c := shape(first + i)
 		c.Clients = 1
-		var traces [2]uint64
-		for k := range traces {
-			t.Run(fmt.Sprint(c.Seed, "/", k), func(t *testing.T) { _, _, _, traces[k] = run(t, c) })
+		seen := map[uint64]bool{}
+		for k := range 6 {
+			var trace uint64
+			t.Run(fmt.Sprint(c.Seed, "/", k), func(t *testing.T) { _, _, _, trace = run(t, c) })
+			if seen[trace] {
+				seen = nil
+				break
+			}
+			seen[trace] = true
 		}
-		if traces[0] != traces[1] {
-			t.Errorf("%v: two runs differ: %x and %x", c, traces[0], traces[1])
+		if seen != nil {
+			t.Errorf("%v: %d runs, no two of them equal: %x", c, len(seen), slices.Collect(maps.Keys(seen)))
 		}
 	}
 }

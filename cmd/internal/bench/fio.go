@@ -25,6 +25,9 @@ const fioMajor, fioMinor = 3, 33
 // fioVersion returns fio's version, or what to do about it.
 func fioVersion(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "fio", "--version").Output()
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
 	if err != nil {
 		return "", fmt.Errorf("fio %d.%d or newer is the load generator: install the package fio (%w)", fioMajor, fioMinor, err)
 	}

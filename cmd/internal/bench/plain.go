@@ -59,7 +59,7 @@ func (p *plainClient) measure(ctx context.Context, w result.Work, d time.Duratio
 		place := rand.New(rand.NewPCG(uint64(worker), uint64(end.UnixNano())))
 		data := make([]byte, kvstore.BlockSize)
 		var done int64
-		for begin := time.Now(); begin.Before(end) && ctx.Err() == nil; done++ {
+		for begin := time.Now(); (done == 0 || begin.Before(end)) && ctx.Err() == nil; done++ {
 			key := p.key(place.IntN(p.blocks))
 			var err error
 			if w.Kind == "get" {

@@ -24,7 +24,7 @@ type server struct {
 }
 
 // startTime is how long a server may take to answer.
-const startTime = 10 * time.Second
+const startTime = 30 * time.Second
 
 // startServer starts a memcached with room for so many bytes of blocks, as the
 // documentation tells users to start theirs.

@@ -11,7 +11,8 @@ import (
 	"slices"
 	"syscall"
 	"testing"
-	"time"
+
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // image makes a file system on a sparse file.
@@ -78,8 +79,7 @@ func TestJournalOf(t *testing.T) {
 
 // Damage is an error or another place inside, never a panic.
 func TestJournalOfDamaged(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Log("seed", seed)
+	seed := storetest.Seed(t.Logf)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	const size = 1 << 30
 	for _, name := range []string{"ext4", "xfs"} {

@@ -38,7 +38,7 @@ func startMemcached(ctx context.Context, s *scratch.Place) (*server, error) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.cmd.Wait() }()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); {
 		if _, err := srv.ask("version"); err == nil {
 			return srv, nil
 		}

@@ -181,7 +181,7 @@ func (w *fuse2fsWay) mounted(ctx context.Context, c *column, f func(dir string) 
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	for end := time.Now().Add(10 * time.Second); !s.Mounted(dir); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !s.Mounted(dir); time.Sleep(10 * time.Millisecond) {
 		select {
 		case err := <-ended:
 			return fmt.Errorf("fuse2fs: %w", errors.Join(err, ctx.Err()))

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // StartLine is what kvbfs asks of a memcached, less memory, address and user:
@@ -79,7 +81,7 @@ func Start(t testing.TB, opts ...Option) *Server {
 		s.args = append(s.args, "-u", "root")
 	}
 	if c.tcp {
-		port := freePort(t)
+		port := storetest.FreePort(t, 0)
 		s.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		s.args = append(s.args, "-l", "127.0.0.1", "-p", strconv.Itoa(port), "-U", "0")
 	} else {
@@ -151,7 +153,7 @@ func (s *Server) Restart() {
 func (s *Server) Pause() {
 	s.t.Helper()
 	s.signal(syscall.SIGSTOP)
-	for range 1000 {
+	for range 20000 {
 		if s.stopped() {
 			return
 		}
@@ -209,7 +211,7 @@ func (s *Server) start() {
 		s.t.Fatalf("start %v: %v", s.args, err)
 	}
 	s.cmd, s.dead = cmd, dead
-	for range 500 {
+	for range 3000 {
 		if c, err := net.Dial(s.Network(), s.addr); err == nil {
 			c.Close()
 			return
@@ -221,16 +223,6 @@ func (s *Server) start() {
 		}
 	}
 	s.t.Fatalf("memcached does not listen on %s: %v", s.addr, s.args)
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // String is for messages of tests.

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // Server is one private redis-server. Its methods belong to the test's goroutine.
@@ -99,7 +101,7 @@ func Start(t testing.TB, opts ...Option) *Server {
 	}
 	options := &goredis.Options{Protocol: 2, DisableIdentity: true}
 	if c.tcp {
-		port := freePort(t)
+		port := storetest.FreePort(t, 10000)
 		s.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		s.args = append(s.args, "--bind", "127.0.0.1", "--port", strconv.Itoa(port))
 	} else {
@@ -177,7 +179,7 @@ func (s *Server) Restart() {
 func (s *Server) Pause() {
 	s.t.Helper()
 	s.signal(syscall.SIGSTOP)
-	for range 1000 {
+	for range 20000 {
 		if s.stopped() {
 			return
 		}
@@ -241,7 +243,7 @@ func (s *Server) start() {
 		s.t.Fatalf("start %v: %v", s.args, err)
 	}
 	s.cmd, s.dead = cmd, dead
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if s.Client.Ping(context.Background()).Err() == nil {
 			return
 		}
@@ -280,45 +282,15 @@ func (s *Server) Info(section, name string) string {
 	return ""
 }
 
-// Eventually waits for a condition, for up to 30 seconds.
+// Eventually waits for a condition, for up to two minutes: Sentinels whose first vote
+// was split try again after twenty seconds.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("in vain waited until %s", what)
 		}
 	}
-}
-
-// freePort returns a port that is free now, below those that the kernel gives to
-// clients, and whose bus port of a cluster (10000 above) is free too.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		bus := port - 20000
-		if bus < 2000 {
-			continue
-		}
-		l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", bus))
-		if err != nil {
-			continue
-		}
-		l.Close()
-		l2, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", bus+10000))
-		if err != nil {
-			continue
-		}
-		l2.Close()
-		return bus
-	}
-	t.Fatal("no free port")
-	return 0
 }
 
 // String is for messages of tests.
