@@ -105,9 +105,9 @@ func TestAttachIsVerifiedTunedAndUndone(t *testing.T) {
 	if err != nil || string(b[:BlockSize]) != pattern {
 		t.Errorf("the file does not hold what was written to the device (%v)", err)
 	}
-	if attached(n) {
+	if got, err := number64(n, "queue/read_ahead_kb"); attached(n) {
 		t.Log("another program took the device at once: its queue is not looked at")
-	} else if got, err := number64(n, "queue/read_ahead_kb"); err != nil || got == 1024 {
+	} else if err != nil || got == 1024 {
 		t.Errorf("read_ahead_kb is still %d after the detach (%v)", got, err)
 	}
 	if err := Detach(t.Context(), d.Path); !errors.Is(err, ErrNotAttached) {
