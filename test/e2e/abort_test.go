@@ -107,7 +107,7 @@ func TestAbortMount(t *testing.T) {
 			f := rig.Direct(t, m.Image("v"))
 			fill(t, f, 16, 1)
 			if what == "daemon" {
-				must(t, syscall.Kill(m.PID(), syscall.SIGSTOP))
+				rig.Stop(t, m.PID())
 			} else {
 				srv.Stop()
 			}

@@ -73,7 +73,7 @@ func TestStoppedDaemon(t *testing.T) {
 	f := rig.Direct(t, m.Image("v"))
 	fill(t, f, 16, 1)
 	underVerify(t, r, m.Image("v"), lasts, func() {
-		must(t, syscall.Kill(m.PID(), syscall.SIGSTOP))
+		rig.Stop(t, m.PID())
 		if out := r.Kvbfs("status"); !strings.Contains(out, "NOT ANSWERING") {
 			t.Errorf("status of a stopped daemon:\n%s", out)
 		}

@@ -38,7 +38,7 @@ func TestTakeover(t *testing.T) {
 	if res := kvbfs("lock", "break", "v", "--store", store); res.Code != 1 || !strings.Contains(res.Stderr, "--force") {
 		t.Errorf("breaking the lease of a holder that lives: status %d\n%s", res.Code, res.All())
 	}
-	must(t, syscall.Kill(m.PID(), syscall.SIGSTOP))
+	rig.Stop(t, m.PID())
 	r.Must(rig.Cmd{Args: append([]string{r.Bin}, r.MountArgs(dir, "--store", store)...), Env: their})
 	var g *rig.File
 	rig.Eventually(t, 90*time.Second, "the other machine may write", func() bool {

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -188,25 +187,9 @@ func (m *Memcached) Kill() {
 }
 
 // Stop and Continue freeze the server and let it go on.
-//
-// It returns when every thread has stopped: the signal only begins that, and a
-// thread that still runs answers what was sent after it.
 func (m *Memcached) Stop() {
 	m.r.T.Helper()
-	if err := syscall.Kill(m.PID(), syscall.SIGSTOP); err != nil {
-		m.r.T.Fatalf("stopping memcached: %v", err)
-	}
-	Eventually(m.r.T, 10*time.Second, "memcached has stopped", func() bool {
-		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", m.PID()))
-		for _, name := range tasks {
-			stat, err := os.ReadFile(name)
-			_, rest, ok := strings.Cut(string(stat), ") ") // the state follows the name
-			if err != nil || !ok || !strings.HasPrefix(rest, "T") {
-				return false
-			}
-		}
-		return err == nil && len(tasks) > 0
-	})
+	Stop(m.r.T, m.PID())
 }
 
 // Freeze is Stop without waiting for it, for other goroutines than the test's.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -111,6 +112,26 @@ func (m *Mount) KillOnly() {
 
 // Alive says whether a process exists and is no zombie.
 func Alive(pid int) bool { return pid > 0 && syscall.Kill(pid, 0) == nil && !zombie(pid) }
+
+// Stop freezes a process. It returns when every thread has stopped: the signal only
+// begins that, and a thread that still runs answers what was sent after it.
+func Stop(t testing.TB, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatalf("stopping process %d: %v", pid, err)
+	}
+	Eventually(t, 10*time.Second, "the process has stopped", func() bool {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, name := range tasks {
+			stat, err := os.ReadFile(name)
+			_, rest, ok := strings.Cut(string(stat), ") ") // the state follows the name
+			if err != nil || !ok || !strings.HasPrefix(rest, "T") {
+				return false
+			}
+		}
+		return err == nil && len(tasks) > 0
+	})
+}
 
 // Create creates a volume.
 func (r *Rig) Create(store, name, size string) {
