@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connection is our end of /dev/fuse. We mount ourselves and give go-fuse the
-// descriptor, keeping a duplicate: it tells whether the kernel still listens,
-// also when go-fuse is held up by a request.
+// connection is our end of /dev/fuse: the descriptor that is served, and a
+// duplicate that tells whether the kernel still listens, also when those who serve
+// are held up by a request.
 type connection struct {
 	dir    string // mount point or /dev/fd/N
-	fd     int    // go-fuse owns it once the server is made
+	fd     int    // closed when nobody serves any more
 	number int    // below /sys/fs/fuse/connections; 0: unknown
 
 	mu  sync.Mutex // guards dup
@@ -56,7 +56,7 @@ func connect(dir string, opt *Options) (*connection, error) {
 // fuseDevice is the number of /dev/fuse on every Linux: 10:229.
 var fuseDevice = unix.Mkdev(10, 229)
 
-// checkPassed refuses a descriptor that is no connection: go-fuse would only say
+// checkPassed refuses a descriptor that is no connection: reading would only say
 // that it could not read from it.
 func checkPassed(fd int) error {
 	var st unix.Stat_t
@@ -183,9 +183,6 @@ func firstLine(s string, otherwise error) string {
 	}
 	return otherwise.Error()
 }
-
-// path is what go-fuse takes as the mount point for a connection made already.
-func (c *connection) path() string { return fmt.Sprintf("/dev/fd/%d", c.fd) }
 
 // identify finds the connection's number without touching the mount.
 func (c *connection) identify() {

@@ -59,7 +59,7 @@ type dispatcher struct {
 	fast, slow group
 	bulk       group // large reads and writes
 	silent     group // what would wait for a server that is silent: stragglers.go
-	rings      group // one lane per thread of the rings; nobody queues there
+	inplace    group // one lane per thread of inplace; nobody queues there
 	calls      sync.Pool
 	flying     inflight
 	stragglers stragglers
@@ -185,7 +185,7 @@ func (g *group) add(l *lane) {
 
 // each calls f for all lanes of all groups.
 func (d *dispatcher) each(f func(l *lane)) {
-	for _, g := range []*group{&d.fast, &d.bulk, &d.slow, &d.silent, &d.rings} {
+	for _, g := range []*group{&d.fast, &d.bulk, &d.slow, &d.silent, &d.inplace} {
 		lanes := g.lanes.Load()
 		if lanes == nil {
 			continue

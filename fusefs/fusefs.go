@@ -1,11 +1,14 @@
 // Package fusefs serves the volumes of a pool as files: one directory, in it one
 // sparse file per volume and the read-only file .stats.
 //
-// It uses go-fuse's RawFileSystem over /dev/fuse. Each request runs on a
-// goroutine of go-fuse; it joins the queue of a worker, and whoever finds the
-// worker idle leads: it takes all that queued, serves it as one batch and wakes
-// the others (dispatch.go). So requests that come in while a batch is under way
-// form the next batch, with no thread of our own in between.
+// READ and WRITE of images are served in batches on the threads that take them from
+// the kernel, over io_uring (package uring) or from /dev/fuse (package devfuse), by
+// the thread's own worker (inplace.go). All else is decoded by go-fuse, which calls
+// its RawFileSystem, on goroutines of their own (cold.go).
+//
+// What would hold a batch up joins the queue of another worker, and whoever finds
+// that idle leads: it takes all that queued, serves it as one batch and wakes the
+// others (dispatch.go).
 //
 // # The nouns
 //
@@ -20,11 +23,11 @@
 //
 // # The flow
 //
-//	go-fuse -> tree (names.go, open.go, data.go, size.go) -> dispatcher -> volume.Worker
+//	uring, devfuse -> inplace -> volume.Worker
+//	               -> cold -> go-fuse -> tree (names.go, open.go, data.go, size.go) -> dispatcher -> volume.Worker
 //
-// READ and WRITE go through the fast lanes, one per CPU; large ones through lanes
-// of their own, so that small ones do not wait for them. FSYNC and FALLOCATE go
-// through the slow ones, so that nothing that takes long by nature holds up
+// Large READs and WRITEs go through bulk lanes, so that small ones do not wait for
+// them. FSYNC and FALLOCATE go through the slow ones, so that nothing that takes long by nature holds up
 // reads. A lane whose batch does not return is relieved of its queue (watch.go).
 //
 // # Locks
@@ -56,6 +59,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/kvbfs/kvbfs/fusefs/devfuse"
+	"github.com/kvbfs/kvbfs/fusefs/uring"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
@@ -102,14 +107,16 @@ type Options struct {
 // Server is a served mount. All methods may be called at any time by any
 // goroutine, unless said.
 type Server struct {
-	opt   Options
-	dir   string // resolved mount point, or /dev/fd/N
-	tree  *tree
-	disp  *dispatcher
-	conn  *connection
-	fuse  *fuse.Server
-	rings *rings        // nil on /dev/fuse
-	done  chan struct{} // closed when nobody serves any more
+	opt  Options
+	dir  string // resolved mount point, or /dev/fd/N
+	tree *tree
+	disp *dispatcher
+	conn *connection
+	cold *cold
+	// reader takes requests from /dev/fuse: all of them, or what rings leave to it.
+	reader *devfuse.Conn
+	rings  *uring.Conn   // nil on /dev/fuse
+	done   chan struct{} // closed when nobody serves any more
 
 	// ctx ends when requests in flight must fail: forced unmount, or the kernel
 	// aborted the connection.
@@ -126,8 +133,8 @@ type Server struct {
 }
 
 // maxRequest is the largest READ or WRITE in bytes that we let the kernel send.
-// go-fuse keeps one buffer of this size per WRITE in flight, so it is memory
-// times queue depth; and a larger request gains little, since the volume sends
+// Each request in flight has room for so much, so it is memory times queue depth
+// (as much of it as is used); and a larger request gains little, since the volume sends
 // 128 KiB of a request at a time. The kernel splits what is larger; the parts are
 // in flight together if the reader is asynchronous, as loop devices are.
 const maxRequest = 256 << 10
@@ -182,10 +189,11 @@ func Mount(ctx context.Context, vols *volume.Set, opt Options) (*Server, error) 
 	s.conn.identify()
 	go func() {
 		defer close(s.done)
-		s.fuse.Serve()
+		s.reader.Wait()
 		if s.rings != nil {
-			s.rings.conn.Wait()
+			s.rings.Wait()
 		}
+		_ = unix.Close(s.conn.fd)
 		s.conn.close()
 	}()
 	s.watch.start(s)
@@ -202,17 +210,19 @@ func (s *Server) handshake(background int, overRings bool) error {
 	if overRings {
 		opts.ExtraCapabilities |= fuse.CAP_OVER_IO_URING
 	}
-	if s.fuse, err = fuse.NewServer(s.tree, s.conn.path(), opts); err != nil {
-		s.conn.abandon()
-		return err
+	s.cold = newCold(s.tree, opts, s.opt.Log)
+	if err = devfuse.ReadInit(s.conn.fd, s.cold.init); err == nil {
+		if overRings {
+			err = s.startRings()
+		} else {
+			err = s.startReader()
+		}
 	}
-	if overRings {
-		if err = s.startRings(opts); err != nil {
-			_ = unix.Close(s.conn.fd) // nobody serves it
-			s.conn.abandon()
-			if !errors.Is(err, errNoRings) {
-				err = fmt.Errorf("%w: %w", errNoRings, err)
-			}
+	if err != nil {
+		_ = unix.Close(s.conn.fd) // nobody serves it
+		s.conn.abandon()
+		if overRings && !errors.Is(err, errNoRings) {
+			err = fmt.Errorf("%w: %w", errNoRings, err)
 		}
 	}
 	return err
@@ -276,7 +286,8 @@ func (s *Server) Resized(volume string) {
 		select {
 		case <-s.done:
 		default:
-			s.fuse.InodeNotify(id, 0, 0)
+			// The mount may be gone, or the inode forgotten: then nobody needs to know.
+			_ = devfuse.Invalidate(s.conn.fd, id, 0, 0)
 		}
 	}()
 }

@@ -36,21 +36,29 @@ func TestOverIOURing(t *testing.T) {
 	}
 }
 
-// TestRingsAllocateNothing: in steady state a request over io_uring allocates
-// nothing, from the ring through the volume and back. What the process does
-// besides (timers, the watchdog) is why a few are allowed for thousands.
-func TestRingsAllocateNothing(t *testing.T) {
+// TestRequestsAllocateNothing: in steady state a request allocates nothing, from
+// the transport through the volume and back. What the process does besides (timers,
+// the watchdog) is why a few are allowed for thousands.
+func TestRequestsAllocateNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
 	needFUSE(t)
-	if _, err := os.Stat(uring.EnableParameter); err != nil {
-		t.Skip("FUSE over io_uring needs Linux 6.14")
+	for _, transport := range []Transport{TransportDev, TransportURing} {
+		t.Run(string(transport), func(t *testing.T) {
+			if _, err := os.Stat(uring.EnableParameter); err != nil && transport == TransportURing {
+				t.Skip("FUSE over io_uring needs Linux 6.14")
+			}
+			r := newRig(t, func(o *Options) { o.Transport = transport })
+			if got := r.Transport(); got != transport {
+				t.Fatalf("the mount fell back to %s", got)
+			}
+			allocateNothing(t, r)
+		})
 	}
-	r := newRig(t, func(o *Options) { o.Transport = TransportURing })
-	if r.rings == nil {
-		t.Fatal("the mount fell back to /dev/fuse")
-	}
+}
+
+func allocateNothing(t *testing.T, r *rig) {
 	r.child("fill", testVolume) // every page of the map is there
 	var before, after runtime.MemStats
 	for _, measured := range []bool{false, true} {

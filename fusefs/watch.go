@@ -94,7 +94,7 @@ func (d *dispatcher) relieve(g *group) {
 }
 
 // lookForAbort fails the requests in flight when the kernel does not wait for
-// them any more (somebody wrote to the connection's abort file): go-fuse only
+// them any more (somebody wrote to the connection's abort file): the transport only
 // ends when each of its requests has.
 func (s *Server) lookForAbort() {
 	if _, oldest := s.disp.flying.look(); oldest < deadAfter {

@@ -1,48 +1,27 @@
 package uring
 
-import (
-	"fmt"
-	"syscall"
-	"unsafe"
+import "encoding/binary"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
-)
-
-// ColdServer makes a server for the operations that need no speed, on the same
-// file system: go-fuse parses and calls, only the carriage is ours. ks is what
-// INIT negotiated on /dev/fuse; the new server is told the same by an INIT of
-// its own, which never reaches the kernel.
-func ColdServer(fs fuse.RawFileSystem, opts *fuse.MountOptions, ks *fuse.InitIn) (*fuse.ProtocolServer, error) {
-	ps := fuse.NewProtocolServer(fs, opts)
-	in := *ks
-	in.Length = uint32(unsafe.Sizeof(in))
-	in.Opcode = 26 // FUSE_INIT
-	in.Unique = 2
-	raw := unsafe.Slice((*byte)(unsafe.Pointer(&in)), unsafe.Sizeof(in))
-	out := make([]byte, 4096)
-	if _, st := ps.HandleRequest([][]byte{raw}, [][]byte{out}); !st.Ok() {
-		return nil, fmt.Errorf("INIT of the server for cold operations: %v", st)
-	}
-	return ps, nil
+// Raw returns a copy of the request as /dev/fuse would have delivered it, for the
+// operations that need no speed.
+func (e *Entry) Raw() []byte {
+	raw := make([]byte, 0, int(e.In().Length))
+	raw = append(raw, e.header[:InHeaderSize]...)
+	raw = append(raw, e.Args()...)
+	return append(raw, e.Payload()...)
 }
 
-// Cold serves an entry by go-fuse and returns what to answer with. It may block
-// and allocates: call it on a goroutine of its own, then Entry.Later.
-func Cold(ps *fuse.ProtocolServer, e *Entry) (errno, n int) {
-	in := make([]byte, 0, int(e.In().Length))
-	in = append(in, e.header[:InHeaderSize]...)
-	in = append(in, e.Args()...)
-	in = append(in, e.Payload()...)
-	out := make([]byte, outHeaderLen+len(e.payload))
-	got, st := ps.HandleRequest([][]byte{in}, [][]byte{out})
-	if !st.Ok() {
-		return int(syscall.EIO), 0
+// LaterRaw answers as Later does, with a reply that has its header, as it would be
+// written to /dev/fuse. An empty one, of an operation without a reply, gives the
+// entry back all the same.
+func (e *Entry) LaterRaw(reply []byte) {
+	if len(reply) < outHeaderLen {
+		e.Later(0, 0)
+		return
 	}
-	if got < outHeaderLen {
-		return 0, 0 // an operation without a reply; the entry still must go back
+	if errno := int32(binary.NativeEndian.Uint32(reply[4:])); errno != 0 {
+		e.Later(int(-errno), 0)
+		return
 	}
-	if e := *(*int32)(unsafe.Pointer(&out[4])); e != 0 {
-		return int(-e), 0
-	}
-	return 0, copy(e.payload, out[outHeaderLen:got])
+	e.Later(0, copy(e.payload, reply[outHeaderLen:]))
 }

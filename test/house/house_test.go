@@ -112,7 +112,8 @@ var may = map[string][]string{
 	"kvstore/fault":     {"kvstore"},
 	"kvstore/storetest": {"kvstore"},
 	"cache":             {"kvstore"},
-	"fusefs":            {"fusefs/uring", "kvstore", "kvstore/pool", "kvstore/volume"},
+	"fusefs":            {"fusefs/devfuse", "fusefs/uring", "kvstore", "kvstore/pool", "kvstore/volume"},
+	"fusefs/devfuse":    {"fusefs/uring"},
 	"fusefs/uring":      {},
 	"losetup":           {},
 }
