@@ -37,8 +37,10 @@ const (
 	maxThreads = 16
 	// defaultBatch leaves something to the other threads.
 	defaultBatch = 32
-	// kept is how many entries without work a thread keeps.
-	kept = 256
+	// kept is how many entries without work a thread keeps, keptLarge how many of
+	// them may be large: a burst of large requests does not hold memory for ever.
+	kept      = 256
+	keptLarge = 32
 	// minPayload: the kernel refuses smaller buffers (FUSE_MIN_READ_BUFFER).
 	minPayload = 8 << 10
 )
@@ -323,11 +325,7 @@ func (t *thread) spare() *Entry {
 
 // recycle takes an entry back on the thread itself.
 func (t *thread) recycle(e *Entry) {
-	if len(t.free) < kept {
-		t.free = append(t.free, e)
-	} else {
-		e.free()
-	}
+	t.keep(e)
 	t.out.Done()
 }
 
@@ -349,11 +347,16 @@ func (t *thread) collect() {
 	for e := t.back.Swap(nil); e != nil; {
 		next := e.next
 		e.next = nil
-		if len(t.free) < kept {
-			t.free = append(t.free, e)
-		} else {
-			e.free()
-		}
+		t.keep(e)
 		e = next
 	}
+}
+
+// keep makes an entry one without work, or frees its memory.
+func (t *thread) keep(e *Entry) {
+	if len(t.free) >= kept || e.large && len(t.free) >= keptLarge {
+		e.free()
+		return
+	}
+	t.free = append(t.free, e)
 }

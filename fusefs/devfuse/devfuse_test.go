@@ -95,6 +95,29 @@ func TestKeptEntries(t *testing.T) {
 	<-ended
 }
 
+// TestLargeEntriesAreFreed: after a burst a thread keeps small entries, and few large
+// ones.
+func TestLargeEntriesAreFreed(t *testing.T) {
+	for _, large := range []bool{false, true} {
+		th := &thread{c: &Conn{payload: 1 << 20}}
+		for range 2 * kept {
+			e, err := newEntry(th, th.c.payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.large = large
+			th.out.Add(1)
+			th.giveBack(e)
+		}
+		th.collect()
+		if want := map[bool]int{false: kept, true: keptLarge}[large]; len(th.free) != want {
+			t.Errorf("large %v: %d entries kept, want %d", large, len(th.free), want)
+		}
+		th.waiting = -1
+		th.close()
+	}
+}
+
 // ignore is a test whose process is expected to fail.
 type ignore struct{ testing.TB }
 

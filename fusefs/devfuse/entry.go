@@ -29,7 +29,12 @@ type Entry struct {
 	n    int    // its length in bytes, headers included
 	mem  []byte // one page before, the payload after it
 	next *Entry // in the list of entries that came back
+	// large: most of mem was touched, and is resident until it is unmapped.
+	large bool
 }
+
+// largeEntry is from how many bytes a request or reply is large.
+const largeEntry = 64 << 10
 
 func newEntry(t *thread, payload int) (*Entry, error) {
 	mem, err := unix.Mmap(-1, 0, page+payload, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -93,6 +98,7 @@ func (e *Entry) send(errno, n int) {
 	if errno != 0 {
 		n = 0
 	}
+	e.large = e.large || max(n, e.n) >= largeEntry
 	unique := e.In().Unique // before it is written over
 	out := e.mem[page-outHeader : page+n]
 	binary.NativeEndian.PutUint32(out[0:], uint32(len(out)))
