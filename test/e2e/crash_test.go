@@ -29,21 +29,21 @@ func cycles(t *testing.T) int {
 func TestCrash(t *testing.T) {
 	rig.RequireFUSE(t)
 	everyStore(t, 4*time.Minute, 512, func(t *testing.T, r *rig.Rig, store string) {
-		t.Run("image", func(t *testing.T) { crash(t, r, store, "image", false) })
+		t.Run("image", func(t *testing.T) { crash(t, r, store, "image", false, cycles(t)) })
 		t.Run("loop", func(t *testing.T) {
 			rig.RequireLoop(t)
-			crash(t, r, store, "loop", true)
+			crash(t, r, store, "loop", true, cycles(t))
 		})
 	})
 }
 
-func crash(t *testing.T, r *rig.Rig, store, volume string, loop bool) {
+func crash(t *testing.T, r *rig.Rig, store, volume string, loop bool, kills int) {
 	const blocks = 8192
 	rnd := rig.Rand(t)
 	r.Create(store, volume, strconv.Itoa(blocks*rig.BlockSize))
 	m := r.Mount(store)
 	led := rig.NewLedger(blocks)
-	for range cycles(t) {
+	for range kills {
 		path, dev := m.Image(volume), ""
 		if loop {
 			dev = m.Attach(volume)
@@ -81,7 +81,7 @@ func crash(t *testing.T, r *rig.Rig, store, volume string, loop bool) {
 	led.Verify(t, f)
 	f.Close()
 	m.Umount()
-	t.Logf("%d acknowledged writes over %d kills, none lost", led.Acknowledged(), cycles(t))
+	t.Logf("%d acknowledged writes over %d kills, none lost", led.Acknowledged(), kills)
 }
 
 // TestMachineCrash: a machine that crashes loses the daemon and, with tmpfs, what

@@ -18,11 +18,15 @@ import (
 func TestFullImage(t *testing.T) {
 	rig.RequireFUSE(t)
 	r := rig.New(t, 2*time.Minute)
-	srv := r.Memcached(16)
-	store := srv.URL()
-	r.Create(store, "v", "64M")
+	fullImage(t, r, r.Memcached(16).Engine(), "v")
+}
+
+func fullImage(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
+	store := e.URL()
+	r.Create(store, v, "64M")
 	m := r.Mount(store)
-	f := rig.Direct(t, m.Image("v"))
+	f := rig.Direct(t, m.Image(v))
+	defer e.Full(12)()
 	buf := rig.Aligned(rig.BlockSize)
 	write := func(lba int64, version uint64) error {
 		rig.Stamp(buf, lba, version)
@@ -53,14 +57,14 @@ func TestFullImage(t *testing.T) {
 	if whole, _, _ := holds(t, f, stored, 2); int64(whole) != stored {
 		t.Errorf("%d of %d blocks are whole", whole, stored)
 	}
-	if n := counted(t, r, m, "v"); n["LostBlocks"]+n["CorruptBlocks"]+n["HealedBlocks"] != 0 {
+	if n := counted(t, r, m, v); n["LostBlocks"]+n["CorruptBlocks"]+n["HealedBlocks"] != 0 {
 		t.Errorf("counters: %v", n)
 	}
 	// A crash does not need room either.
 	f.Close()
 	m.Kill()
 	m.Mount(store)
-	f = rig.Direct(t, m.Image("v"))
+	f = rig.Direct(t, m.Image(v))
 	if whole, _, _ := holds(t, f, stored, 2); int64(whole) != stored {
 		t.Errorf("after a crash %d of %d blocks are whole", whole, stored)
 	}

@@ -137,13 +137,15 @@ func fill(t *testing.T, f *rig.File, blocks int64, version uint64) {
 func TestEmptiedServer(t *testing.T) {
 	rig.RequireFUSE(t)
 	r := rig.New(t, 2*time.Minute)
-	srv := r.Memcached(128)
-	r.Create(srv.URL(), "v", "64M")
-	m := r.Mount(srv.URL())
-	f := rig.Direct(t, m.Image("v"))
+	emptiedServer(t, r, r.Memcached(128).Engine(), "v")
+}
+
+func emptiedServer(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
+	r.Create(e.URL(), v, "64M")
+	m := r.Mount(e.URL())
+	f := rig.Direct(t, m.Image(v))
 	fill(t, f, 64, 1)
-	srv.Kill()
-	srv.Start()
+	e.Empty()
 	buf := rig.Aligned(rig.BlockSize)
 	for i := range int64(64) {
 		if err := f.ReadAt(buf, i*rig.BlockSize); !errors.Is(err, unix.EIO) {
@@ -162,7 +164,7 @@ func TestEmptiedServer(t *testing.T) {
 	}
 	f.Close()
 	m.Kill()
-	items := srv.Stat("curr_items")
+	items := e.Items()
 	refused := func(args ...string) {
 		t.Helper()
 		res := r.TryKvbfs(args...)
@@ -171,15 +173,15 @@ func TestEmptiedServer(t *testing.T) {
 		}
 		rig.OneLine(t, args[0], res.Stderr)
 	}
-	refused("mount", m.Dir, "--store", srv.URL())
-	refused("volume", "create", "w", "--size", "1M", "--store", srv.URL())
-	if n := srv.Stat("curr_items"); n != items {
+	refused("mount", m.Dir, "--store", e.URL())
+	refused("volume", "create", "w", "--size", "1M", "--store", e.URL())
+	if n := e.Items(); n != items {
 		t.Errorf("what was refused changed the server: %d items, %d before", n, items)
 	}
-	r.Kvbfs("pool", "forget", srv.URL())
-	r.Create(srv.URL(), "v", "64M")
-	m.Mount(srv.URL())
-	if _, err := os.Stat(m.Image("v")); err != nil {
+	r.Kvbfs("pool", "forget", e.URL())
+	r.Create(e.URL(), v, "64M")
+	m.Mount(e.URL())
+	if _, err := os.Stat(m.Image(v)); err != nil {
 		t.Error(err)
 	}
 	m.Umount()
@@ -190,12 +192,15 @@ func TestEmptiedServer(t *testing.T) {
 func TestOutage(t *testing.T) {
 	rig.RequireFUSE(t)
 	r := rig.New(t, 2*time.Minute)
-	srv := r.Memcached(128)
-	r.Create(srv.URL(), "v", "64M")
-	m := r.Mount(srv.URL())
-	f := rig.Direct(t, m.Image("v"))
+	outage(t, r, r.Memcached(128).Engine(), "v")
+}
+
+func outage(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
+	r.Create(e.URL(), v, "64M")
+	m := r.Mount(e.URL())
+	f := rig.Direct(t, m.Image(v))
 	fill(t, f, 64, 1)
-	srv.Stop()
+	e.Stop()
 	done := make(chan error, 2)
 	go func() {
 		buf := rig.Aligned(rig.BlockSize)
@@ -206,9 +211,9 @@ func TestOutage(t *testing.T) {
 	select {
 	case err := <-done:
 		t.Errorf("a request ended while the server was stopped: %v", err)
-	case <-time.After(3 * time.Second):
+	case <-time.After(stall(e, 3*time.Second, 3*time.Second)):
 	}
-	srv.Continue()
+	e.Continue()
 	for range 2 {
 		if err := <-done; err != nil {
 			t.Errorf("after the outage: %v", err)

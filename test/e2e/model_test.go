@@ -17,16 +17,16 @@ import (
 // mounts again now and then, and compares all the way.
 func TestModel(t *testing.T) {
 	rig.RequireFUSE(t)
-	everyStore(t, 3*time.Minute, 256, modelRun)
+	everyStore(t, 3*time.Minute, 256, func(t *testing.T, r *rig.Rig, store string) { modelRun(t, r, store, "model", 6) })
 }
 
-func modelRun(t *testing.T, r *rig.Rig, store string) {
+func modelRun(t *testing.T, r *rig.Rig, store, volume string, rounds int) {
 	const size = 24 << 20
 	rnd := rig.Rand(t)
-	r.Create(store, "model", fmt.Sprint(size))
-	m := &model{t: t, r: r, store: store, mount: r.Mount(store), want: make([]byte, size), rnd: rnd}
+	r.Create(store, volume, fmt.Sprint(size))
+	m := &model{t: t, r: r, store: store, volume: volume, mount: r.Mount(store), want: make([]byte, size), rnd: rnd}
 	m.open()
-	for range 6 {
+	for range rounds {
 		for range 400 {
 			m.step()
 		}
@@ -44,20 +44,21 @@ func modelRun(t *testing.T, r *rig.Rig, store string) {
 }
 
 type model struct {
-	t     *testing.T
-	r     *rig.Rig
-	store string
-	mount *rig.Mount
-	f     *rig.File
-	want  []byte
-	rnd   *rand.Rand
-	n     int      // steps so far
-	last  []string // the latest steps, for messages
+	t      *testing.T
+	r      *rig.Rig
+	store  string
+	volume string
+	mount  *rig.Mount
+	f      *rig.File
+	want   []byte
+	rnd    *rand.Rand
+	n      int      // steps so far
+	last   []string // the latest steps, for messages
 }
 
 func (m *model) open() {
 	m.t.Helper()
-	f, err := rig.OpenPlain(m.mount.Image("model"))
+	f, err := rig.OpenPlain(m.mount.Image(m.volume))
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -162,11 +163,11 @@ func (m *model) compareAll() {
 // grow makes the volume larger, as truncate does.
 func (m *model) grow(size int64) {
 	m.t.Helper()
-	if err := os.Truncate(m.mount.Image("model"), size); err != nil {
+	if err := os.Truncate(m.mount.Image(m.volume), size); err != nil {
 		m.t.Fatal(err)
 	}
 	m.want = append(m.want, make([]byte, size-int64(len(m.want)))...)
-	if fi, err := os.Stat(m.mount.Image("model")); err != nil || fi.Size() != size {
+	if fi, err := os.Stat(m.mount.Image(m.volume)); err != nil || fi.Size() != size {
 		m.t.Fatalf("after growing to %d: %v, %v", size, fi.Size(), err)
 	}
 }

@@ -65,14 +65,17 @@ func firstAnswer(t *testing.T, f *rig.File) time.Time {
 // no error.
 func TestStoppedDaemon(t *testing.T) {
 	rig.RequireFUSE(t)
-	lasts := long(3*time.Second, 30*time.Second)
-	r := rig.New(t, lasts+3*time.Minute)
-	store := r.Memcached(256).URL()
-	r.Create(store, "v", "64M")
-	m := r.Mount(store)
-	f := rig.Direct(t, m.Image("v"))
+	r := rig.New(t, long(0, 30*time.Second)+3*time.Minute)
+	stoppedDaemon(t, r, r.MemcachedTCP(256).Engine(), "v")
+}
+
+func stoppedDaemon(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
+	lasts := stall(e, 3*time.Second, 30*time.Second)
+	r.Create(e.URL(), v, "64M")
+	m := r.Mount(e.URL())
+	f := rig.Direct(t, m.Image(v))
 	fill(t, f, 16, 1)
-	underVerify(t, r, m.Image("v"), lasts, func() {
+	underVerify(t, r, m.Image(v), lasts, func() {
 		rig.Stop(t, m.PID())
 		if out := r.Kvbfs("status"); !strings.Contains(out, "NOT ANSWERING") {
 			t.Errorf("status of a stopped daemon:\n%s", out)
@@ -98,23 +101,30 @@ func must(t *testing.T, err error) {
 // starts others and closes the image does not wait with them.
 func TestStoppedServer(t *testing.T) {
 	rig.RequireFUSE(t)
-	lasts := long(5*time.Second, time.Minute)
-	r := rig.New(t, lasts+3*time.Minute)
-	srv := r.MemcachedTCP(256)
-	r.Create(srv.URL(), "v", "64M")
-	m := r.Mount(srv.URL())
-	f := rig.Direct(t, m.Image("v"))
+	r := rig.New(t, long(0, time.Minute)+3*time.Minute)
+	stoppedServer(t, r, r.MemcachedTCP(256).Engine(), "v")
+}
+
+func stoppedServer(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
+	lasts := stall(e, 5*time.Second, time.Minute)
+	r.Create(e.URL(), v, "64M")
+	m := r.Mount(e.URL())
+	f := rig.Direct(t, m.Image(v))
 	fill(t, f, 16, 1)
-	underVerify(t, r, m.Image("v"), lasts, func() {
-		srv.Stop()
+	underVerify(t, r, m.Image(v), lasts, func() {
+		e.Stop()
 		end := time.Now().Add(lasts)
-		rig.Eventually(t, 30*time.Second, "status names what is waited for", func() bool {
-			return strings.Contains(r.Kvbfs("status"), "waits for server "+srv.Addr+", which does not answer")
-		})
-		r.Must(rig.Cmd{Args: []string{"sh", "-ec", `exec 3<"$0"; /bin/true; exec 3<&-`, m.Image("v")}, Limit: 30 * time.Second})
+		out := ""
+		for !waitsFor(out, e) {
+			if out = r.Kvbfs("status"); time.Since(end) > 30*time.Second {
+				t.Errorf("status does not name what is waited for:\n%s", out)
+				break
+			}
+		}
+		r.Must(rig.Cmd{Args: []string{"sh", "-ec", `exec 3<"$0"; /bin/true; exec 3<&-`, m.Image(v)}, Limit: 30 * time.Second})
 		time.Sleep(time.Until(end))
 		begin := time.Now()
-		srv.Continue()
+		e.Continue()
 		t.Logf("stopped for %v; answered %v after it went on", lasts, firstAnswer(t, f).Sub(begin).Round(time.Millisecond))
 	})
 	f.Close()
@@ -208,12 +218,16 @@ func TestOtherServersGoOn(t *testing.T) {
 func TestIOTimeoutInTime(t *testing.T) {
 	rig.RequireFUSE(t)
 	r := rig.New(t, 2*time.Minute)
-	srv := r.Memcached(128)
-	r.Create(srv.URL(), "v", "16M")
-	m := r.Mount(srv.URL(), "--io-timeout=5s")
-	f := rig.Direct(t, m.Image("v"))
+	ioTimeoutInTime(t, r, r.MemcachedTCP(128).Engine(), "v")
+}
+
+func ioTimeoutInTime(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
+	limit := stall(e, 5*time.Second, 5*time.Second)
+	r.Create(e.URL(), v, "16M")
+	m := r.Mount(e.URL(), "--io-timeout="+limit.String())
+	f := rig.Direct(t, m.Image(v))
 	fill(t, f, 16, 1)
-	srv.Stop()
+	e.Stop()
 	for what, do := range map[string]func() error{
 		"read": func() error { return f.ReadAt(rig.Aligned(rig.BlockSize), 0) },
 		"write": func() error {
@@ -229,15 +243,15 @@ func TestIOTimeoutInTime(t *testing.T) {
 		select {
 		case err := <-done:
 			took := time.Since(begin)
-			if !errors.Is(err, unix.EIO) || took < 4*time.Second {
-				t.Errorf("%s: %v after %v, want EIO after 5 s", what, err, took)
+			if !errors.Is(err, unix.EIO) || took < limit-limit/5 {
+				t.Errorf("%s: %v after %v, want EIO after %v", what, err, took, limit)
 			}
 			t.Logf("%s: EIO after %v", what, took.Round(time.Millisecond))
 		case <-time.After(45 * time.Second):
 			t.Fatalf("%s still waits", what)
 		}
 	}
-	srv.Continue()
+	e.Continue()
 	f.Close()
 	m.Umount()
 }
@@ -247,14 +261,16 @@ func TestIOTimeoutInTime(t *testing.T) {
 // no descriptor is left behind.
 func TestRefusedAndMute(t *testing.T) {
 	rig.RequireFUSE(t)
-	lasts := long(3*time.Second, 2*time.Minute)
-	r := rig.New(t, 3*lasts+4*time.Minute)
-	srv := r.MemcachedTCP(256)
-	proxy := rig.NewProxy(t, srv.Addr, 0)
-	store := proxy.URL()
-	r.Create(store, "v", "64M")
-	m := r.Mount(store)
-	f := rig.Direct(t, m.Image("v"))
+	r := rig.New(t, 3*long(0, 2*time.Minute)+4*time.Minute)
+	refusedAndMute(t, r, r.MemcachedTCP(256).Engine(), "v")
+}
+
+func refusedAndMute(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
+	lasts := stall(e, 3*time.Second, 2*time.Minute)
+	wire := e.Wire(t)
+	r.Create(wire.URL, v, "64M")
+	m := r.Mount(wire.URL)
+	f := rig.Direct(t, m.Image(v))
 	fill(t, f, 16, 1)
 	files := func() int { return len(descriptors(t, m.PID())) }
 	before := 0
@@ -263,20 +279,18 @@ func TestRefusedAndMute(t *testing.T) {
 		do   func()
 	}{
 		{"refused", func() {
-			proxy.Refuse()
-			proxy.Cut()
+			wire.Refuse()
 			time.Sleep(lasts)
-			must(t, proxy.Accept())
+			must(t, wire.Accept())
 		}},
-		{"mute", func() { proxy.Mute() }},
+		{"mute", func() { wire.Mute() }},
 		{"refused again", func() {
-			proxy.Refuse()
-			proxy.Cut()
+			wire.Refuse()
 			time.Sleep(time.Second)
-			must(t, proxy.Accept())
+			must(t, wire.Accept())
 		}},
 	} {
-		underVerify(t, r, m.Image("v"), lasts, func() {
+		underVerify(t, r, m.Image(v), lasts, func() {
 			fault.do()
 			begin := time.Now()
 			t.Logf("%s: answered after %v", fault.name, firstAnswer(t, f).Sub(begin).Round(time.Millisecond))

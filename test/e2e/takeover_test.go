@@ -21,8 +21,16 @@ import (
 // other.
 func TestTakeover(t *testing.T) {
 	rig.RequireFUSE(t)
-	r := rig.New(t, 5*time.Minute)
-	store := r.MemcachedTCP(128).URL()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel() // it mostly waits for the lease to end
+			r := rig.New(t, 5*time.Minute)
+			takeover(t, r, engine(t, r, kind, 128).URL())
+		})
+	}
+}
+
+func takeover(t *testing.T, r *rig.Rig, store string) {
 	r.Create(store, "v", "16M")
 	m := r.Mount(store)
 	f := rig.Direct(t, m.Image("v"))
@@ -91,40 +99,44 @@ func TestSuccessor(t *testing.T) {
 			if network == "tcp" {
 				srv = r.MemcachedTCP(256)
 			}
-			store := srv.URL()
-			r.Create(store, "v", "16M")
-			m := r.Mount(store)
-			const blocks = 256
-			buf, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
-			for round := range uint64(3) {
-				f := rig.Direct(t, m.Image("v"))
-				fill(t, f, blocks, 10*round+1)
-				srv.Stop()
-				for i := range int64(blocks) {
-					go func() {
-						mine := rig.Aligned(rig.BlockSize)
-						rig.Stamp(mine, i, 10*round+2)
-						_ = f.WriteAt(mine, i*rig.BlockSize) // ends with an error when the daemon is killed
-					}()
-				}
-				time.Sleep(300 * time.Millisecond)
-				m.Kill()
-				srv.Continue()
-				m.Mount(store)
-				f2 := rig.Direct(t, m.Image("v"))
-				fill(t, f2, blocks, 10*round+3)
-				for range 5 {
-					for i := range int64(blocks) {
-						must(t, f2.ReadAt(buf, i*rig.BlockSize))
-						if rig.Stamp(want, i, 10*round+3); string(buf) != string(want) {
-							t.Fatalf("round %d: block %d is not what the successor wrote", round, i)
-						}
-					}
-				}
-				f.Close()
-				f2.Close()
-			}
-			m.Umount()
+			successor(t, r, srv.Engine(), "v")
 		})
 	}
+}
+
+func successor(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
+	store := e.URL()
+	r.Create(store, v, "16M")
+	m := r.Mount(store)
+	const blocks = 256
+	buf, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
+	for round := range uint64(3) {
+		f := rig.Direct(t, m.Image(v))
+		fill(t, f, blocks, 10*round+1)
+		e.Stop()
+		for i := range int64(blocks) {
+			go func() {
+				mine := rig.Aligned(rig.BlockSize)
+				rig.Stamp(mine, i, 10*round+2)
+				_ = f.WriteAt(mine, i*rig.BlockSize) // ends with an error when the daemon is killed
+			}()
+		}
+		time.Sleep(300 * time.Millisecond)
+		m.Kill()
+		e.Continue()
+		m.Mount(store)
+		f2 := rig.Direct(t, m.Image(v))
+		fill(t, f2, blocks, 10*round+3)
+		for range 5 {
+			for i := range int64(blocks) {
+				must(t, f2.ReadAt(buf, i*rig.BlockSize))
+				if rig.Stamp(want, i, 10*round+3); string(buf) != string(want) {
+					t.Fatalf("round %d: block %d is not what the successor wrote", round, i)
+				}
+			}
+		}
+		f.Close()
+		f2.Close()
+	}
+	m.Umount()
 }
