@@ -8,7 +8,28 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/redis"
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
+
+// TestSentinelConformance is the suite on a master that Sentinels name, with flushes
+// that wait for its replica.
+func TestSentinelConformance(t *testing.T) {
+	w := redistest.Sentinel(t, 1)
+	storetest.Run(t, func(t testing.TB, need storetest.Case) storetest.Rig {
+		if need.CapacityBlocks > 0 {
+			return storetest.Rig{Skip: "the server is shared: a single one shows what full ones do"}
+		}
+		s, err := redis.Open(bg(t), redis.Config{Mode: redis.Sentinel, Servers: w.Addrs(), Master: redistest.MasterName, WaitReplicas: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return storetest.Rig{
+			Store:   s,
+			Empty:   func(int) { w.Master.Do("FLUSHALL") },
+			Corrupt: func(k kvstore.Key) { w.Master.Do("SETRANGE", blockKey(k), 77, "x") },
+		}
+	})
+}
 
 // TestSentinelFailover: the master dies under load, a replica takes over, and the
 // old one comes back as a replica.
