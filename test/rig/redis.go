@@ -3,13 +3,10 @@ package rig
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"testing"
-
-	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
 )
@@ -145,10 +142,7 @@ func (e *Redis) Await() {
 		for _, n := range e.nodes {
 			info, err := n.Client.ClusterInfo(context.Background()).Result()
 			if e.cluster == nil {
-				err = n.Client.Get(context.Background(), "none").Err()
-				if errors.Is(err, goredis.Nil) {
-					err = nil
-				}
+				err = n.Client.Ping(context.Background()).Err()
 			} else if !strings.Contains(info, "cluster_state:ok") {
 				return false
 			}
