@@ -71,11 +71,15 @@ func TestCache(t *testing.T) {
 		sameImage(t, m, 0, content)
 		before := statsOf(t, m)
 		sameImage(t, m, 0, content)
-		if after := statsOf(t, m); after.Hits-before.Hits < size/4096 || after.Misses != before.Misses {
+		// All but a few: of two workers who want to take in a block of one set at one
+		// moment only one does, and the places of a set may be too few for its share.
+		const nearly = size * 99 / 100
+		after := statsOf(t, m)
+		if after.Hits-before.Hits < nearly/4096 || after.Misses-before.Misses > (size-nearly)/4096 {
 			t.Errorf("reading again: %+v before, %+v after", before, after)
 		}
-		if used := statsOf(t, m).Used; used < size || used > 32<<20 {
-			t.Errorf("%d bytes are cached of %d that were read, 32 MiB are allowed", used, size)
+		if after.Used < nearly || after.Used > 32<<20 {
+			t.Errorf("%d bytes are cached of %d that were read, 32 MiB are allowed: %+v before, %+v after", after.Used, size, before, after)
 		}
 		// Every process is on a CPU and worker of its own liking.
 		for round := range byte(8) {
@@ -97,9 +101,10 @@ func cacheOfLost(t *testing.T, r *rig.Rig, s *rig.Memcached, m *rig.Mount, store
 	t.Helper()
 	const off = 3 * rig.BlockSize
 	before := statsOf(t, m).Hits
-	if err := readImage(m, off, make([]byte, rig.BlockSize)); err != nil || statsOf(t, m).Hits == before {
-		t.Fatalf("block 3 is not cached (%v)", err)
-	}
+	rig.Eventually(t, 20*time.Second, "block 3 is cached", func() bool {
+		must(t, readImage(m, off, make([]byte, rig.BlockSize)))
+		return statsOf(t, m).Hits > before
+	})
 	if p := r.Where(store, "v", off); !p.Stored || !s.Delete(p.Key) {
 		t.Fatalf("block 3 is not stored: %+v", p)
 	}

@@ -98,11 +98,21 @@ func (p *Proxy) Hold() {
 	p.gate, p.held = make(chan struct{}), 0
 }
 
-// Held is how many bytes of answers have come since Hold.
+// Held is how many bytes of answers have come since Hold or Pass.
 func (p *Proxy) Held() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.held
+}
+
+// Pass lets through what has come since Hold and the last Pass, and no more.
+func (p *Proxy) Pass() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gate != nil {
+		close(p.gate)
+		p.gate, p.held = make(chan struct{}), 0
+	}
 }
 
 // Release lets the answers pass again. Without Hold it does nothing.
