@@ -14,8 +14,12 @@ import (
 
 const (
 	// openerWait: udev and blkid open every device that changes, for a moment.
-	// A process that has the device open for longer is a user.
-	openerWait = 500 * time.Millisecond
+	// A process that has the device open for longer is a user. On a loaded machine
+	// moments are long.
+	openerWait = 2 * time.Second
+	// claimWait bounds the wait for a claim that is no mount, swap or device: mkfs,
+	// or another detach, which looks through all processes meanwhile.
+	claimWait = 10 * time.Second
 	// goneWait bounds the wait for the kernel to let go of the file when there is
 	// a user that we cannot see.
 	goneWait = 10 * time.Second
@@ -66,7 +70,7 @@ func claim(ctx context.Context, number int) (int, error) {
 		if users := claims(number); len(users) > 0 {
 			return -1, busy(number, users)
 		}
-		if time.Since(start) > openerWait {
+		if time.Since(start) > claimWait {
 			return -1, busy(number, append(openers(number, -1), "claimed by a mount or device that is not visible from here"))
 		}
 		if err := sleep(ctx, 10*time.Millisecond); err != nil {

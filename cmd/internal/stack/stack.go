@@ -26,6 +26,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/kvbfs/kvbfs/cache"
@@ -194,7 +195,7 @@ func (s *Stack) build(ctx context.Context, cfg Config, src source) error {
 // and asks the store for dangerous settings.
 func (s *Stack) inspect(ctx context.Context, dangerous bool) error {
 	for i := range s.Store.Servers() {
-		rtt, err := roundTrip(ctx, s.Store.Control(), i)
+		rtt, err := firstTrip(ctx, s.Store.Control(), i)
 		if err != nil {
 			return err
 		}
@@ -237,6 +238,25 @@ func (s *Stack) Unreachable(ctx context.Context) []error {
 
 // pingRecord is a control record that never exists.
 const pingRecord = "kvbfs:ping"
+
+// startWait is how long a server may take to listen after it was started: memcached
+// -d goes into the background before it does.
+const startWait = time.Second
+
+// firstTrip is roundTrip to a server that may just be starting.
+func firstTrip(ctx context.Context, c kvstore.Control, server int) (rtt time.Duration, err error) {
+	for begin := time.Now(); ; {
+		rtt, err = roundTrip(ctx, c, server)
+		if !errors.Is(err, syscall.ECONNREFUSED) || time.Since(begin) > startWait {
+			return rtt, err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return rtt, err
+		}
+	}
+}
 
 // roundTrip returns the best of a few reads of a record that does not exist.
 func roundTrip(ctx context.Context, c kvstore.Control, server int) (time.Duration, error) {
