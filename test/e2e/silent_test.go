@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 // when it goes on, what waited succeeds.
 func TestSilentServer(t *testing.T) {
 	rig.RequireFUSE(t)
-	r := rig.New(t, 3*time.Minute)
+	r := rig.New(t, 8*time.Minute)
 	servers := []*rig.Memcached{r.MemcachedTCP(128), r.MemcachedTCP(128)}
 	store := "memcached://" + servers[0].Addr + "," + servers[1].Addr
 	r.Create(store, "v", "64M")
@@ -55,6 +56,7 @@ func TestSilentServer(t *testing.T) {
 	}
 	// More rounds than there are stragglers, lanes or entries of a queue.
 	var alive sync.WaitGroup
+	var written atomic.Int64
 	for w := range 4 {
 		alive.Go(func() {
 			buf, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
@@ -66,6 +68,7 @@ func TestSilentServer(t *testing.T) {
 						t.Errorf("write of a block on the server that answers: %v", err)
 						return
 					}
+					written.Add(1)
 					rig.Stamp(want, b, round)
 					if err := f.ReadAt(buf, b*rig.BlockSize); err != nil || string(buf) != string(want) {
 						t.Errorf("read of a block on the server that answers: %v", err)
@@ -77,10 +80,20 @@ func TestSilentServer(t *testing.T) {
 	}
 	done := make(chan struct{})
 	go func() { alive.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(time.Minute):
-		t.Error("blocks on the server that answers wait for the one that is stopped")
+	// How long it takes is the machine's business; that it gets on is what counts.
+watch:
+	for before := int64(-1); ; {
+		select {
+		case <-done:
+			break watch
+		case <-time.After(30 * time.Second):
+			now := written.Load()
+			if now == before {
+				t.Error("blocks on the server that answers wait for the one that is stopped")
+				break watch
+			}
+			before = now
+		}
 	}
 	select {
 	case err := <-errs:
