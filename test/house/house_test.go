@@ -110,6 +110,7 @@ var may = map[string][]string{
 	"kvstore/mem":       {"kvstore"},
 	"kvstore/null":      {"kvstore", "kvstore/mem"},
 	"kvstore/fault":     {"kvstore"},
+	"kvstore/trace":     {"kvstore"},
 	"kvstore/storetest": {"kvstore"},
 	"cache":             {"kvstore"},
 	"fusefs":            {"fusefs/devfuse", "fusefs/uring", "kvstore", "kvstore/pool", "kvstore/volume"},

@@ -9,11 +9,12 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore/fault"
 )
 
-// withFaults lets a build for tests misbehave as KVBFS_FAULTS says (fault.Parse).
+// withFaults lets a build for tests misbehave as KVBFS_FAULTS says (fault.Parse), and
+// write down what it is asked for.
 func withFaults(st kvstore.Store) (kvstore.Store, error) {
 	text := os.Getenv("KVBFS_FAULTS")
 	if text == "" {
-		return st, nil
+		return withTrace(st)
 	}
 	rules, err := fault.Parse(text)
 	if err != nil {
@@ -21,5 +22,5 @@ func withFaults(st kvstore.Store) (kvstore.Store, error) {
 	}
 	f := fault.Wrap(st, 1)
 	f.SetRules(rules...)
-	return f, nil
+	return withTrace(f)
 }
