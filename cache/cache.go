@@ -23,8 +23,9 @@
 // is to fill a way reserves it before it is sent: a write or discard of the block
 // that begins in between kills the reservation, and while one is under way nothing
 // of its set is reserved. A block that the store says is absent or corrupt goes; a
-// server that was found emptied drops all; and so does the opening of a volume,
-// since others may have written to it while it was closed.
+// server that was found emptied, replaced or back with another past drops all; and
+// so does the opening of a volume, since others may have written to it while it was
+// closed.
 //
 // # Order of locks
 //
@@ -35,6 +36,7 @@ package cache
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -58,6 +60,8 @@ type Store struct {
 	layers layers
 	ahead  *ahead // nil: nothing is read ahead
 
+	rewinds atomic.Uint64 // of the store below, when all was dropped last
+
 	mu       sync.Mutex // guards all below
 	channels []*channel
 	past     sums // of channels that are closed
@@ -70,6 +74,7 @@ func Wrap(inner kvstore.Store, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{inner: inner, cfg: cfg, table: t}
+	s.rewinds.Store(inner.Rewinds())
 	if s.cfg.Log == nil {
 		s.cfg.Log = func(string, ...any) {}
 	}
@@ -85,6 +90,18 @@ func (s *Store) Opened(layer kvstore.LayerID) { s.layers.begin(layer) }
 
 // Drop forgets all that is cached.
 func (s *Store) Drop() { s.layers.dropAll() }
+
+// rewound forgets all if a server below may have gone back in time since. Who
+// returns finds it forgotten, whoever did it.
+func (s *Store) rewound() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.inner.Rewinds(); now != s.rewinds.Load() {
+		s.layers.dropAll()
+		s.rewinds.Store(now)
+		s.cfg.Log("the cache begins anew: a server was replaced or came back with another past")
+	}
+}
 
 // Properties of the store below.
 func (s *Store) Properties() kvstore.Properties { return s.inner.Properties() }
@@ -156,6 +173,9 @@ func (s *Store) Silent(k kvstore.Key) bool { return s.inner.Silent(k) }
 
 // AnySilent is handed on.
 func (s *Store) AnySilent() bool { return s.inner.AnySilent() }
+
+// Rewinds is handed on.
+func (s *Store) Rewinds() uint64 { return s.inner.Rewinds() }
 
 // Locate is handed on.
 func (s *Store) Locate(k kvstore.Key) kvstore.Location { return s.inner.Locate(k) }

@@ -131,6 +131,9 @@ func (c *channel) Finish(ctx context.Context) {
 // ahead, or to be handed on.
 func (c *channel) begin(ops []*kvstore.Op) {
 	c.on, c.holds, c.waits, c.known = c.on[:0], c.holds[:0], c.waits[:0], false
+	if c.store.inner.Rewinds() != c.store.rewinds.Load() {
+		c.store.rewound()
+	}
 	for _, op := range ops {
 		if op.Key.Kind != kvstore.KindBlock || op.Key.Number > kvstore.MaxNumber || !c.cached(op.Key.Layer) {
 			c.on = append(c.on, op)

@@ -380,3 +380,50 @@ func histories(t *testing.T, cfg cache.Config) {
 		r.holds(n, acked[n].Load())
 	}
 }
+
+// A server that may have gone back in time: what was cached of before is not served
+// any more, by no channel, and a read that was under way fills nothing.
+func TestRewind(t *testing.T) {
+	r := newRig(t, 1, cache.Config{Size: 4 << 20})
+	r.write(1, 2)
+	r.write(2, 2)
+	r.holds(1, 2)
+	if !r.cached(1) {
+		t.Error("block 1 is not cached")
+	}
+	held, release := make(chan struct{}), make(chan struct{})
+	r.under.set(nil, func(ops []*kvstore.Op) {
+		if ops[0].Code == kvstore.Read && ops[0].Key == key(2) {
+			r.under.set(nil, nil)
+			close(held)
+			<-release
+		}
+	})
+	other := r.channel()
+	op := readOp(2)
+	done := in(func() { other.Do(ctx, []*kvstore.Op{op}) })
+	within(t, held, "the read")
+	below, err := r.mem.Channel(ctx) // past the cache: the store is of before now
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer below.Close()
+	for n := range uint64(2) {
+		old := writeOp(n+1, 1)
+		if below.Do(ctx, []*kvstore.Op{old}); old.Err != nil {
+			t.Fatal(old.Err)
+		}
+	}
+	r.under.rewinds.Add(1)
+	for range 2 {
+		r.holds(1, 1)
+	}
+	close(release)
+	within(t, done, "the read")
+	for range 2 {
+		r.holds(2, 1)
+	}
+	if !r.cached(1) || !r.cached(2) {
+		t.Error("nothing is cached any more")
+	}
+}

@@ -142,6 +142,7 @@ type blackhole struct{ kvstore.Store }
 func (blackhole) Join(kvstore.Placement) error { return nil }
 func (blackhole) Servers() []string            { return []string{"nowhere"} }
 func (blackhole) Close() error                 { return nil }
+func (blackhole) Rewinds() uint64              { return 0 }
 func (blackhole) Silent(kvstore.Key) bool      { return false }
 func (blackhole) Channel(context.Context) (kvstore.Channel, error) {
 	return blackholeChannel{}, nil

@@ -159,9 +159,12 @@ type under struct {
 	mu            sync.Mutex
 	before, after func(ops []*kvstore.Op)
 	// silent: what is read ahead has no answer until its context ends.
-	silent atomic.Bool
-	slow   map[uint64]bool // set before use
+	silent  atomic.Bool
+	slow    map[uint64]bool // set before use
+	rewinds atomic.Uint64
 }
+
+func (u *under) Rewinds() uint64 { return u.rewinds.Load() }
 
 func (u *under) set(before, after func(ops []*kvstore.Op)) {
 	u.mu.Lock()

@@ -210,6 +210,12 @@ type Store interface {
 	Silent(k Key) bool
 	AnySilent() bool
 
+	// Rewinds grows whenever a server may have gone back in time: another one took
+	// its place, or it came back with another past. It has grown before anything
+	// that begins later is answered from that past; so who kept what it read before
+	// forgets it. It costs an atomic load.
+	Rewinds() uint64
+
 	// Locate says where a key is and how to look at it by hand.
 	Locate(k Key) Location
 

@@ -261,6 +261,9 @@ func (s *Store) Silent(kvstore.Key) bool { return false }
 // AnySilent implements kvstore.Store.
 func (s *Store) AnySilent() bool { return false }
 
+// Rewinds implements kvstore.Store.
+func (s *Store) Rewinds() uint64 { return 0 }
+
 // Locate implements kvstore.Store.
 func (s *Store) Locate(k kvstore.Key) kvstore.Location {
 	key := fmt.Sprintf("%x %x", layerName(k.Layer), blockName(k.Number))

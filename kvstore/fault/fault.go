@@ -252,6 +252,9 @@ func (s *Store) Silent(k kvstore.Key) bool { return s.inner.Silent(k) }
 // AnySilent is handed on.
 func (s *Store) AnySilent() bool { return s.inner.AnySilent() }
 
+// Rewinds is handed on.
+func (s *Store) Rewinds() uint64 { return s.inner.Rewinds() }
+
 // Locate is handed on.
 func (s *Store) Locate(k kvstore.Key) kvstore.Location { return s.inner.Locate(k) }
 

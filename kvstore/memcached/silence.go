@@ -57,6 +57,10 @@ func (s *server) speaks() {
 // AnySilent implements kvstore.Store.
 func (s *Store) AnySilent() bool { return s.silent.Load() != 0 }
 
+// Rewinds implements kvstore.Store: a memcached that lost something lost all, which
+// its sentinel shows.
+func (s *Store) Rewinds() uint64 { return 0 }
+
 // Silent implements kvstore.Store.
 func (s *Store) Silent(k kvstore.Key) bool {
 	p := s.place.Load()

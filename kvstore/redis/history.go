@@ -25,6 +25,10 @@ import (
 // show what we remember: each channel keeps the tags of its last writes (ledger).
 // Until they were read back nobody uses the node. If one is missing or older, all
 // later flushes fail.
+//
+// Rewinds grows when a node has to show something, before it is used again, and when
+// another node has taken over, after the last request was sent to the old one: what is
+// read from a master that does not know yet that it was replaced may be of before.
 
 // histories is what a store knows of its nodes' pasts.
 type histories struct {
@@ -65,6 +69,7 @@ func (n *node) recognise(r replication) error {
 		return nil
 	}
 	h.checking[n] = true
+	n.store.rewinds.Add(1)
 	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r) })
 	return errChecking
 }

@@ -127,6 +127,7 @@ type Store struct {
 	looking atomic.Int64 // when lookAround began last, nanoseconds
 
 	histories histories
+	rewinds   atomic.Uint64
 }
 
 var _ kvstore.Store = (*Store)(nil)
@@ -322,6 +323,9 @@ func (s *Store) CreateLayer(ctx context.Context, layer kvstore.LayerID) error {
 
 // AnySilent implements kvstore.Store.
 func (s *Store) AnySilent() bool { return s.silent.Load() != 0 }
+
+// Rewinds implements kvstore.Store.
+func (s *Store) Rewinds() uint64 { return s.rewinds.Load() }
 
 // Silent implements kvstore.Store.
 func (s *Store) Silent(k kvstore.Key) bool {

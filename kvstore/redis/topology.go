@@ -98,7 +98,9 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	if classify(line) == refuseAsk {
 		return to, true
 	}
-	s.slots[slot].Store(to)
+	if s.slots[slot].Swap(to); to != from && !from.serves() {
+		s.rewinds.Add(1)
+	}
 	s.lookAround()
 	return to, false
 }
@@ -209,7 +211,9 @@ func (s *Store) lookMaster(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.master.Store(n)
+		if old := s.master.Swap(n); old != nil && old != n {
+			s.rewinds.Add(1)
+		}
 		return nil
 	}
 	return &kvstore.OpError{Op: "find master " + s.cfg.Master, Err: last}
@@ -258,6 +262,7 @@ func (s *Store) lookCluster(ctx context.Context) error {
 	}
 	wg.Wait()
 	missing := 0
+	left := map[*node]bool{} // nodes that had a slot which is elsewhere now
 	for slot, c := range claims {
 		if c.addr == "" {
 			missing++
@@ -268,7 +273,12 @@ func (s *Store) lookCluster(ctx context.Context) error {
 			return err
 		}
 		if s.slots[slot].Load() != n {
-			s.slots[slot].Store(n)
+			left[s.slots[slot].Swap(n)] = true
+		}
+	}
+	for n := range left {
+		if n != nil && !n.serves() { // not slots that move one by one
+			s.rewinds.Add(1)
 		}
 	}
 	if missing == slotCount {

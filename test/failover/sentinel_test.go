@@ -100,9 +100,13 @@ func TestFailoverBehind(t *testing.T) {
 			w.Replicas[0].Resume()
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 			defer cancel()
+			before := s.Rewinds()
 			r := read(blocks - 1)
 			ch.Do(ctx, []*kvstore.Op{r})
 			want(t, r.Err, kvstore.ErrAbsent)
+			if s.Rewinds() == before {
+				t.Error("who keeps what he read was not told")
+			}
 			if w.Replicas[0].Info("replication", "role") != "master" {
 				t.Error("the replica did not take over")
 			}

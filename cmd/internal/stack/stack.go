@@ -143,7 +143,7 @@ func (s *Stack) wrap(cfg Config, private bool) (err error) {
 		}
 		return nil
 	}
-	if s.Cache, err = cache.Wrap(s.Store, cache.Config{Size: cfg.CacheSize, ReadAhead: cfg.ReadAhead}); err == nil {
+	if s.Cache, err = cache.Wrap(s.Store, cache.Config{Size: cfg.CacheSize, ReadAhead: cfg.ReadAhead, Log: cfg.Log}); err == nil {
 		s.Store = s.Cache
 	}
 	return err
