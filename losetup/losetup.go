@@ -78,6 +78,8 @@ type Device struct {
 	ReadOnly  bool   `json:"read_only"`
 	BlockSize int    `json:"block_size"` // bytes
 	Autoclear bool   `json:"autoclear"`  // goes away when its last user does
+	// ReadAhead is how far the kernel reads ahead of buffered readers, in KiB.
+	ReadAhead int `json:"read_ahead_kb"`
 	// Deleted: the backing file has no name any more.
 	Deleted bool `json:"deleted,omitempty"`
 

@@ -74,7 +74,7 @@ func TestAttachIsVerifiedTunedAndUndone(t *testing.T) {
 	needLoop(t)
 	file := newImage(t)
 	d := mustAttach(t, file, Options{})
-	want := Device{Path: d.Path, Backing: file, Size: imageSize, DirectIO: true, BlockSize: BlockSize}
+	want := Device{Path: d.Path, Backing: file, Size: imageSize, DirectIO: true, BlockSize: BlockSize, ReadAhead: 1024}
 	if d != want {
 		t.Fatalf("got %+v, want %+v", d, want)
 	}

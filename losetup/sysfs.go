@@ -142,7 +142,7 @@ func read(number int) (Device, error) {
 	}
 	d := Device{Path: devicePath(number)}
 	d.Backing, d.Deleted = strings.CutSuffix(backing, " (deleted)")
-	var size, blockSize, ro, dio, autoclear, offset, limit int64
+	var size, blockSize, ro, dio, autoclear, offset, limit, ahead int64
 	for _, a := range []struct {
 		name string
 		to   *int64
@@ -154,6 +154,7 @@ func read(number int) (Device, error) {
 		{"loop/autoclear", &autoclear},
 		{"loop/offset", &offset},
 		{"loop/sizelimit", &limit},
+		{"queue/read_ahead_kb", &ahead},
 	} {
 		*a.to, err = number64(number, a.name)
 		if gone(err) {
@@ -163,7 +164,7 @@ func read(number int) (Device, error) {
 			return Device{}, err
 		}
 	}
-	d.Size, d.BlockSize = size*sectorSize, int(blockSize)
+	d.Size, d.BlockSize, d.ReadAhead = size*sectorSize, int(blockSize), int(ahead)
 	d.ReadOnly, d.DirectIO, d.Autoclear = ro != 0, dio != 0, autoclear != 0
 	d.partial = offset != 0 || limit != 0
 	return d, nil

@@ -137,19 +137,10 @@ func (c *mountCmd) check() error {
 
 // checkCache finds what is wrong with the sizes of the cache.
 func (c *mountCmd) checkCache() error {
-	size, err := stack.ParseSize(c.CacheSize)
-	if err == nil && size != 0 && size < minCache {
-		err = usagef("--cache-size must be 0 or at least %s", stack.FormatSize(minCache))
-	}
-	if err == nil {
-		_, err = stack.ParseSize(c.ReadAhead)
-	}
-	return err
+	return cacheFlags{c.CacheSize, c.ReadAhead}.check()
 }
 
 const (
-	// minCache is what reading ahead for a few streams takes.
-	minCache = 1 << 20
 	// maxWorkers and maxConnections are far beyond what helps; each costs a thread
 	// or a socket per server.
 	maxWorkers     = 256
@@ -169,8 +160,7 @@ func (c *mountCmd) childArgs() []string {
 	flag(c.Store != "", "--store="+c.Store)
 	flag(c.Workers > 0, "--workers="+strconv.Itoa(c.Workers))
 	flag(len(c.Only) > 0, "--only="+strings.Join(c.Only, ","))
-	flag(c.CacheSize != "" && c.CacheSize != "0", "--cache-size="+c.CacheSize)
-	flag(c.ReadAhead != "", "--read-ahead="+c.ReadAhead)
+	args = append(args, cacheFlags{c.CacheSize, c.ReadAhead}.args()...)
 	flag(c.AllowOther, "--allow-other")
 	flag(c.AllowRemove, "--allow-remove")
 	flag(c.IOTimeout > 0, "--io-timeout="+c.IOTimeout.String())

@@ -101,8 +101,12 @@ func (s mountStatus) print() {
 		line("WAITING", "%v: %s", time.Duration(w.AgeMS)*time.Millisecond, w)
 	}
 	if c := s.Cache; c != nil {
-		line("cache", "%s of %s, %.1f %% of %d blocks hit, %d read ahead (%d used)", stack.FormatSize(c.Used), stack.FormatSize(c.Capacity),
-			100*c.HitRate, c.Hits+c.Misses, c.ReadAhead.Read, c.ReadAhead.Used)
+		line("cache", "%s of %s, %.1f %% of %d blocks hit", stack.FormatSize(c.Used), stack.FormatSize(c.Capacity), 100*c.HitRate, c.Hits+c.Misses)
+		ahead := "off"
+		if c.ReadAhead.Limit > 0 {
+			ahead = fmt.Sprintf("up to %s, %d blocks (%d used, %d wasted)", stack.FormatSize(c.ReadAhead.Limit), c.ReadAhead.Read, c.ReadAhead.Used, c.ReadAhead.Wasted)
+		}
+		line("read-ahead", "%s", ahead)
 	}
 	for _, v := range s.Volumes {
 		if v.Error != "" {
@@ -122,7 +126,7 @@ func (s mountStatus) print() {
 		}
 	}
 	for _, d := range s.Devices {
-		line("device", "%s on %s, %s", d.Path, strings.TrimPrefix(d.Backing, s.Dir+"/"), stack.FormatSize(d.Size))
+		line("device", "%s on %s, %s, the kernel reads %s ahead", d.Path, strings.TrimPrefix(d.Backing, s.Dir+"/"), stack.FormatSize(d.Size), stack.FormatSize(int64(d.ReadAhead)<<10))
 	}
 	for _, u := range s.Users {
 		line("used by", "%s", u)

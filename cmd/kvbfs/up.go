@@ -16,11 +16,12 @@ import (
 )
 
 type upCmd struct {
-	Name       string   `arg:"" help:"Volume."`
-	Size       string   `help:"Size of a new volume; it takes space only as it fills. Default: 10G." placeholder:"SIZE"`
-	FS         string   `name:"fs" help:"File system: ext4, xfs or btrfs. Default: what is on the volume, ext4 on a new one." placeholder:"FS"`
-	At         string   `help:"Where to mount the file system; made if it is missing." placeholder:"DIR" required:""`
-	Store      string   `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
+	Name  string `arg:"" help:"Volume."`
+	Size  string `help:"Size of a new volume; it takes space only as it fills. Default: 10G." placeholder:"SIZE"`
+	FS    string `name:"fs" help:"File system: ext4, xfs or btrfs. Default: what is on the volume, ext4 on a new one." placeholder:"FS"`
+	At    string `help:"Where to mount the file system; made if it is missing." placeholder:"DIR" required:""`
+	Store string `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
+	cacheFlags
 	Rootless   bool     `help:"Work as an ordinary user: no loop device, ext4 by fuse2fs."`
 	MkfsOption []string `help:"Option for mkfs, as --mkfs-option=-Lname; may be repeated." placeholder:"OPT" sep:"none"`
 	Dangerous  bool     `help:"Use a store that may lose data as it is set up."`
@@ -81,7 +82,10 @@ func (c *upCmd) request() (chain.Request, error) {
 	}
 	req := chain.Request{
 		Name: c.Name, Store: c.Store, At: c.At, FS: c.FS, MkfsOptions: c.MkfsOption,
-		Rootless: c.Rootless, Dangerous: c.Dangerous,
+		Rootless: c.Rootless, Dangerous: c.Dangerous, MountFlags: c.cacheFlags.args(),
+	}
+	if err := c.cacheFlags.check(); err != nil {
+		return req, err
 	}
 	switch {
 	case len(c.Command) > 0 && !c.Rootless:
@@ -155,6 +159,7 @@ func (c *upCmd) childArgs() []string {
 	for _, o := range c.MkfsOption {
 		args = append(args, "--mkfs-option="+o)
 	}
+	args = append(args, c.cacheFlags.args()...)
 	if c.Dangerous {
 		args = append(args, "--dangerous")
 	}

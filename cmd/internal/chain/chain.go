@@ -90,6 +90,8 @@ type Request struct {
 	Rootless bool
 	// Dangerous uses a store that may lose data as it is set up.
 	Dangerous bool
+	// MountFlags are further flags of `kvbfs mount`, if the store is not mounted yet.
+	MountFlags []string
 }
 
 func (r Request) dangerous() []string {

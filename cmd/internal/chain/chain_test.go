@@ -318,6 +318,26 @@ func TestAUsersOwnMountIsUsedAndKept(t *testing.T) {
 	}
 }
 
+// Flags of the mount go to the mount that Up starts; of one that is there already it
+// says that they have no effect, but not when it has them.
+func TestMountFlags(t *testing.T) {
+	f := newFake()
+	c, req := start(t, f)
+	req.MountFlags = []string{"--cache-size=64M"}
+	for range 2 {
+		if _, err := c.Up(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(f.mounts, req.MountFlags) || len(f.said) != 0 {
+		t.Errorf("mounts were started with %q; it says %q", f.mounts, f.said)
+	}
+	req.MountFlags = []string{"--cache-size=128M"}
+	if _, err := c.Up(t.Context(), req); err != nil || len(f.said) != 1 || !strings.Contains(f.said[0], "--cache-size=128M has no effect") {
+		t.Errorf("Up with other flags: %v; it says %q", err, f.said)
+	}
+}
+
 func TestIdentify(t *testing.T) {
 	at := func(off int, s string) []byte {
 		b := make([]byte, probeSize)

@@ -38,6 +38,7 @@ type fake struct {
 	after   bool // it fails after it had its effect
 	cancel  context.CancelFunc
 	said    []string
+	mounts  []string // the flags of each `kvbfs mount`
 	silent  []string
 	held    int
 	// provisions is the answer of the store to provisioning.
@@ -224,6 +225,7 @@ func (f *fake) Kvbfs(_ context.Context, store string, args ...string) error {
 		switch args[0] {
 		case "mount":
 			f.serve(args[1], store)
+			f.mounts = append(f.mounts, strings.Join(args[2:], " "))
 			return nil
 		case "umount":
 			if len(f.TreeUsers(args[1])) > 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,6 +51,10 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 		return res, err
 	}
 	res = Result{Name: req.Name, Store: store, Dir: f.dir, At: req.At}
+	if f.dir != "" && len(req.MountFlags) > 0 && (before == nil || !slices.Equal(before.MountFlags, req.MountFlags)) {
+		c.Notice("%s is mounted on %s already: %s has no effect there; end that mount first (`kvbfs down`, `kvbfs umount`)",
+			store, f.dir, strings.Join(req.MountFlags, " "))
+	}
 	if complete {
 		return c.complete(res, f), nil
 	}
@@ -59,6 +64,9 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 	rec := &record{Name: req.Name, Store: store, At: req.At, Rootless: req.Rootless}
 	if before != nil && before.Store == store {
 		rec.Made, rec.Mkfs = before.Made, before.Mkfs
+		if f.dir != "" {
+			rec.MountFlags = before.MountFlags
+		}
 		if before.At != req.At {
 			rec.Made = nil
 		}
@@ -192,7 +200,7 @@ func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *reco
 		res.Dir = rec.Dir
 		return c.save(rec)
 	}
-	rec.Dir, res.StartedMount = c.privateDir(rec.Store), true
+	rec.Dir, rec.MountFlags, res.StartedMount = c.privateDir(rec.Store), req.MountFlags, true
 	res.Dir = rec.Dir
 	if err := os.Mkdir(rec.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -204,7 +212,7 @@ func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *reco
 	c.onFailure("unmount "+rec.Dir, func(ctx context.Context) error {
 		return c.stopLocked(ctx, rec.Name, rec.Store, rec.Dir, new(Result))
 	})
-	return c.sys.Kvbfs(ctx, req.Store, append([]string{"mount", rec.Dir}, req.dangerous()...)...)
+	return c.sys.Kvbfs(ctx, req.Store, slices.Concat([]string{"mount", rec.Dir}, req.MountFlags, req.dangerous())...)
 }
 
 // appearTime is how long a volume may take to show up in the mount: the kernel
