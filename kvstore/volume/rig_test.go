@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/kvbfs/kvbfs/cache"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/file"
 	"github.com/kvbfs/kvbfs/kvstore/mem"
@@ -22,6 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type rig struct {
 	t     testing.TB
 	store *checkedStore
+	cache *cache.Store // part of store; nil: none
 	pool  *pool.Pool
 	set   *Set
 	w     *Worker
@@ -29,7 +31,7 @@ type rig struct {
 	runtime, state, dir string
 }
 
-var stores = []string{"mem", "mem3", "file"}
+var stores = []string{"mem", "mem3", "file", "cached"}
 
 func newRig(t testing.TB, kind string) *rig {
 	t.Helper()
@@ -47,6 +49,11 @@ func newRigOn(t testing.TB, kind string, st kvstore.Store) *rig {
 		r.store = checked(t, mem.New(mem.Config{Servers: 3}))
 	case "file":
 		r.openFile()
+	case "cached": // more than its cache holds, and read ahead
+		var err error
+		r.cache, err = cache.Wrap(checked(t, mem.New(mem.Config{Servers: 3})), cache.Config{Size: 256 << 10, ReadAhead: 64 << 10})
+		must(t, err)
+		r.store = checked(t, r.cache)
 	default:
 		r.store = checked(t, st)
 	}
@@ -69,9 +76,13 @@ func (r *rig) start() {
 	var err error
 	r.pool, err = pool.Open(ctx, r.store, pool.Options{URL: "test:", StateDir: r.state, RuntimeDir: r.runtime})
 	must(r.t, err)
-	r.set = New(r.pool, r.store, Options{RuntimeDir: filepath.Join(r.runtime, "volumes"),
+	opt := Options{RuntimeDir: filepath.Join(r.runtime, "volumes"),
 		Lease: pool.LeaseOptions{TTL: time.Minute, Wait: -1},
-		Log:   func(f string, a ...any) { r.t.Logf(f, a...) }})
+		Log:   func(f string, a ...any) { r.t.Logf(f, a...) }}
+	if r.cache != nil {
+		opt.Opened = r.cache.Opened
+	}
+	r.set = New(r.pool, r.store, opt)
 	r.set.reapDelay = time.Hour // tests reap when they want to
 	r.newWorker()
 }
@@ -113,6 +124,9 @@ func (r *rig) crash() {
 		r.w = nil
 	}
 	must(r.t, r.pool.Close())
+	if r.cache != nil {
+		r.cache.Drop() // memory is gone with the process
+	}
 	r.start()
 }
 

@@ -15,5 +15,6 @@
 // KVBFS_E2E_RACE=1 builds it with the race detector; KVBFS_SEED=n repeats the
 // random choices of a run. KVBFS_TRANSPORT=uring makes every mount of the tests
 // use FUSE over io_uring; TestURing does so for the most important ones in any
-// case, where the kernel offers it.
+// case, where the kernel offers it. KVBFS_RIG_CACHE=SIZE makes every mount cache and
+// read ahead; TestWithCache does so for tests of faults.
 package e2e

@@ -39,11 +39,15 @@ func (m *Mount) Mount(store string, args ...string) {
 	}
 }
 
-// MountArgs are the arguments of kvbfs that mount dir, with the rig's transport.
+// MountArgs are the arguments of kvbfs that mount dir, with the rig's transport and
+// cache.
 func (r *Rig) MountArgs(dir string, args ...string) []string {
 	all := append([]string{"mount", dir}, args...)
 	if r.Transport != "" {
 		all = append(all, "--transport="+r.Transport)
+	}
+	if r.Cache != "" {
+		all = append(all, "--cache-size="+r.Cache, "--read-ahead=1M")
 	}
 	return all
 }

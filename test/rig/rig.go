@@ -42,6 +42,10 @@ type Rig struct {
 	// the default. KVBFS_TRANSPORT sets it for all rigs.
 	Transport string
 
+	// Cache is what the mounts of this rig are told by --cache-size; empty: nothing.
+	// KVBFS_RIG_CACHE sets it for all rigs.
+	Cache string
+
 	panics bool // its daemons are made to panic
 
 	limit time.Duration // of the test
@@ -63,7 +67,7 @@ func New(t testing.TB, limit time.Duration) *Rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Rig{T: t, Dir: dir, Bin: bin, Transport: os.Getenv("KVBFS_TRANSPORT")}
+	r := &Rig{T: t, Dir: dir, Bin: bin, Transport: os.Getenv("KVBFS_TRANSPORT"), Cache: os.Getenv("KVBFS_RIG_CACHE")}
 	for _, d := range []string{r.StateDir(), r.RuntimeDir()} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)

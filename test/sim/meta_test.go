@@ -9,6 +9,7 @@ import (
 	"testing/cryptotest"
 	"testing/synctest"
 
+	"github.com/kvbfs/kvbfs/cache"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/file"
 	"github.com/kvbfs/kvbfs/kvstore/mem"
@@ -93,7 +94,8 @@ func play(t *testing.T, d *disk, steps []step) {
 }
 
 // TestMetamorphic: one operation list reads the same on every store, over one and
-// many connections, on one and three servers, whatever happens to the links.
+// many connections, on one and three servers, with and without a cache that reads
+// ahead, whatever happens to the links.
 func TestMetamorphic(t *testing.T) {
 	first, n := seeds(t)
 	for i := range max(1, n/12) {
@@ -111,13 +113,16 @@ func TestMetamorphic(t *testing.T) {
 				t.Run(fmt.Sprintf("mem-%d", servers), func(t *testing.T) {
 					play(t, openDisk(t, mem.New(mem.Config{Servers: servers}), t.TempDir(), metaSize/kvstore.BlockSize), steps)
 				})
-				for _, connections := range []int{1, 8} {
+				for _, c := range []struct {
+					connections int
+					cache       cache.Config
+				}{{1, cache.Config{}}, {8, cache.Config{}}, {1, cache.Config{Size: 200 << 10}}, {1, cache.Config{Size: 2 << 20, ReadAhead: 64 << 10}}} {
 					for _, plan := range Plans {
-						t.Run(fmt.Sprintf("memcached-%d-%d-%s", servers, connections, plan.Name), func(t *testing.T) {
+						t.Run(fmt.Sprintf("memcached-%d-%d-%d-%s", servers, c.connections, c.cache.Size>>10, plan.Name), func(t *testing.T) {
 							cryptotest.SetGlobalRandom(t, seed)
 							synctest.Test(t, func(t *testing.T) {
 								w := NewWorld(seed, plan, servers)
-								d := openDisk(t, openSimulated(t, w, connections), t.TempDir(), metaSize/kvstore.BlockSize)
+								d := openDisk(t, withCache(t, openSimulated(t, w, c.connections), c.cache), t.TempDir(), metaSize/kvstore.BlockSize)
 								w.Begin()
 								play(t, d, steps)
 								w.End()

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvbfs/kvbfs/cache"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
@@ -35,7 +36,11 @@ func openDisk(t *testing.T, st kvstore.Store, dir string, blocks int64) *disk {
 		t.Fatal(err)
 	}
 	d := &disk{t: t, st: st}
-	d.set = volume.New(p, st, volume.Options{RuntimeDir: filepath.Join(dir, "volumes"), Lease: pool.LeaseOptions{TTL: time.Hour, Wait: -1}})
+	opt := volume.Options{RuntimeDir: filepath.Join(dir, "volumes"), Lease: pool.LeaseOptions{TTL: time.Hour, Wait: -1}}
+	if c, ok := st.(*cache.Store); ok {
+		opt.Opened = c.Opened
+	}
+	d.set = volume.New(p, st, opt)
 	if err := d.set.Create(ctx, volumeName, blocks*kvstore.BlockSize); err != nil {
 		t.Fatal(err)
 	}
@@ -65,6 +70,19 @@ func openSimulated(t *testing.T, w *World, connections int) kvstore.Store {
 		t.Fatal(err)
 	}
 	return st
+}
+
+// withCache puts a cache on a store; one of no bytes is none.
+func withCache(t *testing.T, st kvstore.Store, cfg cache.Config) kvstore.Store {
+	t.Helper()
+	if cfg.Size == 0 {
+		return st
+	}
+	c, err := cache.Wrap(st, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // sectors of a block that are written alone.
@@ -120,12 +138,13 @@ type Config struct {
 	Seed                          uint64
 	Plan                          Plan
 	Servers, Connections, Clients int
-	Operations                    int // per client
+	Operations                    int   // per client
+	Cache                         int64 // bytes; 0: none
 }
 
 func (c Config) String() string {
-	return fmt.Sprintf("seed %d, plan %s, %d servers, %d connections, %d clients, %d operations each",
-		c.Seed, c.Plan.Name, c.Servers, c.Connections, c.Clients, c.Operations)
+	return fmt.Sprintf("seed %d, plan %s, %d servers, %d connections, %d clients, %d operations each, a cache of %d bytes",
+		c.Seed, c.Plan.Name, c.Servers, c.Connections, c.Clients, c.Operations, c.Cache)
 }
 
 // blocks that a run works on: neighbours, and others that are on other servers and
@@ -148,7 +167,7 @@ type recording struct {
 // history runs clients against a volume in a world and returns what they saw. It
 // must be called in a bubble.
 func history(t *testing.T, c Config, w *World) []operation {
-	r := &recording{t: t, c: c, w: w, d: openDisk(t, openSimulated(t, w, c.Connections), t.TempDir(), 34000)}
+	r := &recording{t: t, c: c, w: w, d: openDisk(t, withCache(t, openSimulated(t, w, c.Connections), cache.Config{Size: c.Cache}), t.TempDir(), 34000)}
 	w.Begin()
 	var wg sync.WaitGroup
 	for client := range c.Clients {

@@ -47,6 +47,7 @@ func shape(seed uint64) Config {
 		Seed: seed, Plan: Plans[seed%uint64(len(Plans))],
 		Servers: []int{1, 3}[seed/5%2], Connections: []int{1, 8}[seed/10%2],
 		Clients: []int{3, 5}[seed/20%2], Operations: 20,
+		Cache: []int64{0, 1 << 20}[seed/40%2],
 	}
 }
 
