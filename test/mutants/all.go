@@ -118,4 +118,20 @@ var All = []Mutant{
 		Old: "to: int(rest), at: n - rest}", New: "to: int(rest), at: n - rest - 1}",
 		Package: "test/sim", Test: "TestMetamorphic",
 	},
+	{
+		Name: "the cache does not hear that a server went back in time", File: "cache/channel.go",
+		Old: "if c.store.inner.Rewinds() != c.store.rewinds.Load() {", New: "if false {",
+		Package: "cache", Test: "TestRewind",
+	},
+	{
+		Name: "a read that is under way fills the cache after a write of its block", File: "cache/table.go",
+		Old:     "pinMask == pinMask {\n			t.kill(p, k)\n			return 0, false\n",
+		New:     "pinMask == pinMask {\n			return 0, false\n",
+		Package: "cache", Test: "TestChangeKillsFill",
+	},
+	{
+		Name: "a read fills the cache during a write of its block", File: "cache/table.go",
+		Old: "if s.writers.Load() != 0 || ", New: "if ",
+		Package: "cache", Test: "TestNoFillDuringWrite",
+	},
 }
