@@ -9,13 +9,12 @@ import (
 )
 
 // underCache are tests of faults, in their short forms, whose promises a cache must
-// not change.
+// not change: those that take seconds.
 var underCache = []struct {
 	name string
 	test func(*testing.T)
 }{
 	{"model", TestModel},
-	{"parallel", TestParallel},
 	{"discards", TestDiscardStorm},
 	{"ghost", TestGhostWrite},
 	{"emptied", TestServerEmptied},
@@ -24,13 +23,6 @@ var underCache = []struct {
 	{"silent", TestSilentServer},
 	{"outage", TestOutage},
 	{"back in time", TestBackInTime},
-	{"takeover", TestTakeover},
-	{"successor", TestSuccessor},
-	{"resize", TestResize},
-	{"repair", TestAcceptLoss},
-	{"crash", TestCrash},
-	{"full", TestFull},
-	{"panic", TestPanic},
 }
 
 // TestWithCache runs tests of the fault matrix once more, with every mount caching and
