@@ -38,6 +38,7 @@ var statuses = []struct {
 }{
 	{kvstore.ErrFull, enospc},
 	{volume.ErrReadOnly, fuse.EROFS},
+	{volume.ErrOvertaken, fuse.EIO},
 	{volume.ErrInUse, fuse.EBUSY},
 	{pool.ErrHeld, fuse.EBUSY},
 	{pool.ErrNoVolume, fuse.ENOENT},

@@ -31,6 +31,7 @@ type mountCmd struct {
 	AllowRemove  bool          `help:"Let rm in the mount remove volumes."`
 	IOTimeout    time.Duration `name:"io-timeout" help:"Give an I/O error when a server is silent for so long, as 30s. Default: wait for ever." placeholder:"D"`
 	ReadOnly     bool          `help:"Serve for reading only."`
+	Stale        bool          `help:"With --read-only: read without a lease, also what others write to. Shows what was flushed when an image was opened; what changes later is seen in part, or is an I/O error."`
 	Transport    string        `help:"How requests come from the kernel: uring (FUSE over io_uring), dev (/dev/fuse), or auto: uring where the kernel and your rights allow it, else dev." enum:"auto,uring,dev" default:"auto" env:"KVBFS_TRANSPORT"`
 	MLock        bool          `name:"mlock" help:"Keep the daemon's memory from being swapped out (needs CAP_IPC_LOCK)."`
 	WaitReplicas int           `name:"wait-replicas" help:"Redis: a flush waits until N replicas have what it covers." placeholder:"N"`
@@ -115,6 +116,8 @@ func (c *mountCmd) check() error {
 		return usagef("--wait-replicas must be 0 to %d", maxReplicas)
 	case c.IOTimeout < 0:
 		return usagef("--io-timeout must not be negative; leave it out to wait for ever")
+	case c.Stale && !c.ReadOnly:
+		return usagef("--stale needs --read-only: who writes needs the lease")
 	case c.Debug && !c.Foreground:
 		return usagef("--debug needs -f")
 	case strings.HasPrefix(c.Dir, "/dev/fd/") && !c.Foreground:
@@ -165,6 +168,7 @@ func (c *mountCmd) childArgs() []string {
 	flag(c.AllowRemove, "--allow-remove")
 	flag(c.IOTimeout > 0, "--io-timeout="+c.IOTimeout.String())
 	flag(c.ReadOnly, "--read-only")
+	flag(c.Stale, "--stale")
 	flag(c.WaitReplicas > 0, "--wait-replicas="+strconv.Itoa(c.WaitReplicas))
 	flag(c.WaitAOF, "--wait-aof")
 	flag(c.Dangerous, "--dangerous")
@@ -181,7 +185,7 @@ func (c *mountCmd) config() daemon.Config {
 	readAhead, _ := stack.ParseSize(c.ReadAhead)
 	return daemon.Config{
 		Stack: stack.Config{URL: c.Store, Connections: c.Connections, CacheSize: cacheSize, ReadAhead: readAhead,
-			WaitReplicas: c.WaitReplicas, WaitAOF: c.WaitAOF, Dangerous: c.Dangerous, Log: logger(os.Stderr)},
+			WaitReplicas: c.WaitReplicas, WaitAOF: c.WaitAOF, Dangerous: c.Dangerous, Stale: c.Stale, Log: logger(os.Stderr)},
 		URLSource: source,
 		Dir:       c.Dir,
 		Version:   build().Version,

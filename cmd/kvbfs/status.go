@@ -117,6 +117,9 @@ func (s mountStatus) print() {
 		line("volume", "%s, %s, %s stored: %d reads (%s), %d writes (%s), %d flushes, %d discards, %d errors", v.Name,
 			stack.FormatSize(v.Size), stack.FormatSize(v.Allocated), c.Reads, stack.FormatSize(int64(c.ReadBytes)),
 			c.Writes, stack.FormatSize(int64(c.WriteBytes)), c.Flushes, c.Discards, c.Errors)
+		if v.Lease == "lost" {
+			line("LEASE LOST", "%s: another machine had it meanwhile; requests fail until it was closed everywhere here", v.Name)
+		}
 		if v.FlushFails != "" {
 			line("FLUSH FAILS", "%s: %s", v.Name, v.FlushFails)
 		}

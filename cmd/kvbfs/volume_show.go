@@ -64,6 +64,9 @@ func stateText(i daemon.VolumeInfo) string {
 
 func holderText(i daemon.VolumeInfo) string {
 	switch {
+	case i.Holder == nil && len(i.Readers) > 0:
+		who, _ := holdersOf(i.Readers)
+		return "readers: " + who
 	case i.Holder == nil && i.Open:
 		return "readers"
 	case i.Holder == nil:

@@ -20,6 +20,7 @@ type acquisition struct {
 
 	seen      []byte // the record that is being watched; nil while there is none
 	seenSince int64  // when it was first seen like this, 0 if not yet
+	readers   watch  // those that share it
 	alive     bool   // the record changed while it was watched
 	told      bool
 }
@@ -76,7 +77,10 @@ func (a *acquisition) mayTake(r *leaseRecord, old stored) bool {
 			return true // our own, stored by a try that did not learn it
 		}
 	}
-	if !held || a.opt.steal || a.gone(at) {
+	if r != nil && len(r.readers) > 0 {
+		return a.opt.steal || !a.readersLeft(r, now)
+	}
+	if !held || a.opt.steal || a.gone(at, r == nil) {
 		return true
 	}
 	if a.seenSince == 0 || !bytes.Equal(a.seen, old.raw.Value) {
@@ -87,14 +91,35 @@ func (a *acquisition) mayTake(r *leaseRecord, old stored) bool {
 	return now-a.seenSince > int64(ttl)
 }
 
-// gone says whether a holder cannot be running any more.
-func (a *acquisition) gone(at hostID) bool {
+// gone says whether a writer cannot be running any more, nor, if the record is
+// lost, readers that may have been in it. Whoever resumes was the last to have it.
+func (a *acquisition) gone(at hostID, lost bool) bool {
 	p := a.lease.pool
 	if at == p.host {
-		return a.opt.Alone
+		return a.opt.Alone && (!lost || a.opt.Resume)
 	}
-	// Only this machine reaches the store, and it was started anew since.
+	return p.rebooted(at)
+}
+
+// rebooted says that only this machine reaches the store, and that it was started
+// anew since.
+func (p *Pool) rebooted(at hostID) bool {
 	return !p.st.Properties().Shared && at.boot != p.host.boot
+}
+
+// readersLeft says whether anybody who shares the lease may still read.
+func (a *acquisition) readersLeft(r *leaseRecord, now int64) bool {
+	left := false
+	for i := range r.readers {
+		d := &r.readers[i]
+		if u := a.opt.Upgrade; u != nil && d.id == u.mine.holder || a.lease.pool.readerGone(d) {
+			continue
+		}
+		state := a.readers.look(d, now)
+		a.alive = a.alive || state == renewed
+		left = left || state != silent
+	}
+	return left
 }
 
 // prepare fills in what the next record depends on.
@@ -125,7 +150,7 @@ func (a *acquisition) wait(ctx context.Context, r *leaseRecord) error {
 	volume := a.lease.volume.Name
 	ttl := a.lease.volume.last.ttl
 	if r != nil {
-		ttl = r.ttl
+		ttl = max(r.ttl, longestTTL(r))
 	}
 	waited := time.Duration(kvstore.Boottime() - a.began)
 	switch {
@@ -151,6 +176,9 @@ func waitMessage(volume string, r *leaseRecord, ttl time.Duration) string {
 	if r == nil {
 		return fmt.Sprintf("the record of the lease of %s was lost: waiting up to %v for its last holder", volume, ttl)
 	}
+	if !r.held {
+		return fmt.Sprintf("%s is open for reading on %s: waiting up to %v to see whether it still runs", volume, readersOf(r), ttl)
+	}
 	return fmt.Sprintf("%s is held by %s (pid %d) since %s: waiting up to %v to see whether it still runs",
-		volume, r.hostname, r.pid, r.since.Local().Format("2006-01-02 15:04:05"), ttl)
+		volume, r.hostname, r.pid, forPeople(r.since), ttl)
 }

@@ -50,13 +50,21 @@ func (k recordKind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// Features that this version knows. There are none yet: each bit that is ever
-// used is named in docs/format.md first.
+// Features that this version knows, beside those of knownIncompat. Each bit that
+// is ever used is named in docs/format.md first.
 const (
 	knownCompat   uint64 = 0
 	knownROCompat uint64 = 0
-	knownIncompat uint64 = 0
 )
+
+// knownIncompat are the incompatible features that this version knows of a kind
+// of record.
+func knownIncompat(kind recordKind) uint64 {
+	if kind == kindLease {
+		return featShared
+	}
+	return 0
+}
 
 // head is what the envelope says beside the body.
 type head struct {
@@ -121,7 +129,7 @@ func unseal(name string, kind recordKind, value []byte) (head, []byte, error) {
 	h.incompat = binary.BigEndian.Uint64(value[24:])
 	h.nonce = [16]byte(value[32:48])
 	h.revision = binary.BigEndian.Uint64(value[48:])
-	if unknown := h.incompat &^ knownIncompat; unknown != 0 {
+	if unknown := h.incompat &^ knownIncompat(h.kind); unknown != 0 {
 		return h, nil, fmt.Errorf("%w: it uses the incompatible features %#x, which this kvbfs does not know: upgrade kvbfs", ErrFormat, unknown)
 	}
 	if h.kind != kind {

@@ -24,6 +24,8 @@ import (
 // The margin pays for clocks that run at different speeds and for requests that
 // passed the fence and are still on their way into the socket.
 //
+// Readers of other machines share the record while nobody writes (shared.go).
+//
 // The rules are the same for stores that no other machine can reach (file):
 // processes of other containers and users of this machine can, and no lock is
 // shared with all of them.
@@ -49,6 +51,10 @@ type LeaseOptions struct {
 	// Notify, if not nil, is told what Acquire waits for.
 	Notify func(msg string)
 
+	// Upgrade is a share of this Pool, or nil: it is no obstacle to Acquire, and is
+	// over when that succeeds.
+	Upgrade *Lease
+
 	// steal takes the lease whoever has it: Break.
 	steal bool
 }
@@ -73,12 +79,13 @@ type Holder struct {
 	TTL        time.Duration // after which it runs out unless it is renewed
 }
 
-// Lease is the right to write to one volume. It renews itself until released.
-// Safe for concurrent use.
+// Lease is the right to write to one volume, or a share of the right to read it.
+// It renews itself until released. Safe for concurrent use.
 type Lease struct {
 	pool   *Pool
-	volume Volume // as read by Acquire
-	mine   leaseRecord
+	volume Volume      // as read by Acquire
+	mine   leaseRecord // of a reader: its generation only
+	share  *share      // of a reader; nil: it may write
 	ttl    time.Duration
 	fence  kvstore.Fence
 
@@ -96,30 +103,14 @@ type Lease struct {
 // Acquire takes the volume's lease: ErrHeld, wrapped with the holder's name, if
 // somebody else has it.
 func (p *Pool) Acquire(ctx context.Context, volume string, opt LeaseOptions) (*Lease, error) {
-	if opt.TTL == 0 {
-		opt.TTL = DefaultTTL
-	}
-	opt.TTL = opt.TTL.Truncate(time.Millisecond)
-	if opt.TTL < minTTL || opt.TTL > maxTTL {
-		return nil, fmt.Errorf("lease of %v: use %v to %v: %w", opt.TTL, minTTL, maxTTL, kvstore.ErrInvalid)
-	}
-	v, err := p.Volume(ctx, volume)
+	l, opt, err := p.newLease(ctx, volume, opt)
 	if err != nil {
 		return nil, err
 	}
-	if err := writable(v.ROCompat); err != nil {
+	if err := writable(l.volume.ROCompat); err != nil {
+		l.cancel()
 		return nil, fmt.Errorf("volume %s: %w", volume, err)
 	}
-	host, err := os.Hostname()
-	if err != nil || len(host) > maxHostname {
-		host = "unknown"
-	}
-	l := &Lease{pool: p, volume: v, ttl: opt.TTL,
-		mine: leaseRecord{held: true, volume: v.UUID, holder: newID(), at: p.host, pid: uint32(os.Getpid()),
-			ttl: opt.TTL, since: time.Now().UTC(), poolVersion: p.table.Load().record.version, hostname: host},
-		kick: make(chan struct{}, 1), free: make(chan freeRequest),
-		ended: make(chan struct{}), changed: make(chan struct{})}
-	l.ctx, l.cancel = context.WithCancel(context.Background())
 	a := acquisition{lease: l, opt: opt, began: kvstore.Boottime(), fresh: l.mine.holder, since: l.mine.since}
 	sent, err := a.take(ctx)
 	if err != nil {
@@ -135,6 +126,33 @@ func (p *Pool) Acquire(ctx context.Context, volume string, opt LeaseOptions) (*L
 		return nil, fmt.Errorf("acquire %s: %w", volume, kvstore.ErrClosed)
 	}
 	return l, nil
+}
+
+// newLease returns a lease that is not taken yet, and opt without its zeros. The
+// caller cancels it if it is not started.
+func (p *Pool) newLease(ctx context.Context, volume string, opt LeaseOptions) (*Lease, LeaseOptions, error) {
+	if opt.TTL == 0 {
+		opt.TTL = DefaultTTL
+	}
+	opt.TTL = opt.TTL.Truncate(time.Millisecond)
+	if opt.TTL < minTTL || opt.TTL > maxTTL {
+		return nil, opt, fmt.Errorf("lease of %v: use %v to %v: %w", opt.TTL, minTTL, maxTTL, kvstore.ErrInvalid)
+	}
+	v, err := p.Volume(ctx, volume)
+	if err != nil {
+		return nil, opt, err
+	}
+	host, err := os.Hostname()
+	if err != nil || len(host) > maxHostname {
+		host = "unknown"
+	}
+	l := &Lease{pool: p, volume: v, ttl: opt.TTL,
+		mine: leaseRecord{held: true, volume: v.UUID, holder: newID(), at: p.host, pid: uint32(os.Getpid()),
+			ttl: opt.TTL, since: time.Now().UTC(), poolVersion: p.table.Load().record.version, hostname: host},
+		kick: make(chan struct{}, 1), free: make(chan freeRequest),
+		ended: make(chan struct{}), changed: make(chan struct{})}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	return l, opt, nil
 }
 
 // undo frees a lease under which nothing was written, also when ctx has ended. If
@@ -198,35 +216,57 @@ func (p *Pool) readLease(ctx context.Context, volume [16]byte) (*leaseRecord, st
 func (p *Pool) writeLease(ctx context.Context, old stored, r *leaseRecord) error {
 	t := p.table.Load()
 	name := p.leaseName(r.volume)
-	h := head{kind: kindLease, nonce: newID(), revision: old.head.revision + 1}
+	h := head{kind: kindLease, incompat: r.incompat(), nonce: newID(), revision: old.head.revision + 1}
 	return p.replace(ctx, t.master, name, old.raw, seal(name, h, r.encode()))
 }
 
-// Holder reads who holds a volume; ok is false if nobody does.
+// Holder reads who may write to a volume; ok is false if nobody does.
 func (p *Pool) Holder(ctx context.Context, volume string) (h Holder, ok bool, err error) {
-	v, err := p.Volume(ctx, volume)
-	if err != nil {
+	writer, _, err := p.Holders(ctx, volume)
+	if err != nil || writer == nil {
 		return Holder{}, false, err
 	}
-	r, _, err := p.readLease(ctx, v.UUID)
-	if err != nil || r == nil || !r.held {
-		return Holder{}, false, err
-	}
-	return p.holder(r), true, nil
+	return *writer, true, nil
 }
 
-func (p *Pool) holder(r *leaseRecord) Holder {
-	return Holder{ID: r.holder, Host: r.hostname, PID: int(r.pid), Since: r.since, Generation: r.generation, SameHost: r.at == p.host, TTL: r.ttl}
+// Holders reads who may write to a volume, nil if nobody does, and else who shares
+// its lease for reading. Some of them may have died since they renewed it.
+func (p *Pool) Holders(ctx context.Context, volume string) (writer *Holder, readers []Holder, err error) {
+	v, err := p.Volume(ctx, volume)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, _, err := p.readLease(ctx, v.UUID)
+	if err != nil || r == nil {
+		return nil, nil, err
+	}
+	if r.held {
+		writer = &Holder{ID: r.holder, Host: r.hostname, PID: int(r.pid), Since: r.since, Generation: r.generation,
+			SameHost: r.at == p.host, TTL: r.ttl}
+	}
+	for _, d := range r.readers {
+		readers = append(readers, Holder{ID: d.id, Host: d.hostname, PID: int(d.pid), Since: d.since, Generation: r.generation,
+			SameHost: d.at == p.host, TTL: d.ttl})
+	}
+	return writer, readers, nil
 }
 
 // heldError says who has a volume and what to do.
 func heldError(volume string, r *leaseRecord) error {
-	if r == nil {
+	switch {
+	case r == nil:
 		return fmt.Errorf("%w: %s: the record of its lease was lost, so its last holder may still write: try again in a while", ErrHeld, volume)
+	case r.held:
+		return fmt.Errorf("%w: %s is held by %s (pid %d) since %s: unmount it there, or wait %v if that machine is gone",
+			ErrHeld, volume, r.hostname, r.pid, forPeople(r.since), r.ttl)
+	case len(r.readers) > 0:
+		return fmt.Errorf("%w: %s is open for reading on %s: close it there, or wait %v if that machine is gone",
+			ErrHeld, volume, readersOf(r), longestTTL(r))
 	}
-	return fmt.Errorf("%w: %s is held by %s (pid %d) since %s: unmount it there, or wait %v if that machine is gone",
-		ErrHeld, volume, r.hostname, r.pid, r.since.Local().Format("2006-01-02 15:04:05"), r.ttl)
+	return fmt.Errorf("%w: %s was taken by another holder", ErrHeld, volume)
 }
+
+func forPeople(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 // Fence is checked by the store before each send; it follows the lease.
 func (l *Lease) Fence() *kvstore.Fence { return &l.fence }
@@ -234,5 +274,5 @@ func (l *Lease) Fence() *kvstore.Fence { return &l.fence }
 // ID and Generation identify the holder in the local state.
 func (l *Lease) ID() [16]byte { return l.mine.holder }
 
-// Generation of this holding.
+// Generation of this holding; of a share that of the last writer.
 func (l *Lease) Generation() uint64 { return l.mine.generation }

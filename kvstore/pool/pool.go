@@ -15,7 +15,8 @@
 //   - The catalogue: which volumes exist, each creating, ready or
 //     removing, so that any daemon can finish what another one began.
 //   - A volume record: name, uuid, size, layers, map height, holder, features.
-//   - A lease: the one holder that may write to a volume, with a deadline.
+//   - A lease: the one holder that may write to a volume, or the readers that share
+//     it, with a deadline.
 //   - The memory: what the state directory remembers of each pool by URL (uuid
 //     and sentinels), so that an emptied server is refused and not made anew.
 //   - The master: the first server of the pool record, where every change is

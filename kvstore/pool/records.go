@@ -247,58 +247,6 @@ func decodeVolume(h head, body []byte) (*Volume, error) {
 // maxMapHeight is the number of kinds that a map has.
 const maxMapHeight = uint8(kvstore.KindMapTop-kvstore.KindMap) + 1
 
-// leaseRecord is the record "lease:UUID". It is kept on the master only.
-type leaseRecord struct {
-	held        bool
-	volume      [16]byte // uuid
-	holder      [16]byte
-	at          hostID
-	pid         uint32
-	generation  uint64
-	sequence    uint64 // rises with each renewal
-	ttl         time.Duration
-	since       time.Time
-	poolVersion uint64
-	hostname    string
-	tail        []byte
-}
-
-func (r *leaseRecord) encode() []byte {
-	var e encoder
-	var held uint8
-	if r.held {
-		held = 1
-	}
-	e.u8(held)
-	e.id(r.volume)
-	e.id(r.holder)
-	e.id(r.at.host)
-	e.id(r.at.boot)
-	e.u32(r.pid)
-	e.u64(r.generation)
-	e.u64(r.sequence)
-	e.u32(uint32(r.ttl / time.Millisecond))
-	e.u64(uint64(r.since.UnixNano()))
-	e.u64(r.poolVersion)
-	e.str8(r.hostname)
-	e.raw(r.tail)
-	return e.b
-}
-
-func decodeLease(h head, body []byte) (*leaseRecord, error) {
-	d := decoder{b: body}
-	held := d.u8()
-	r := &leaseRecord{held: held == 1, volume: d.id(), holder: d.id(),
-		at: hostID{host: d.id(), boot: d.id()}, pid: d.u32(), generation: d.u64(), sequence: d.u64(),
-		ttl: decodeTTL(&d), since: decodeTime(d.u64()), poolVersion: d.u64(), hostname: d.str8()}
-	if held > 1 {
-		d.failf("it has the unknown state %d", held)
-	}
-	var err error
-	r.tail, err = d.end(h)
-	return r, err
-}
-
 // decodeTTL refuses what would keep a volume from everybody for very long.
 func decodeTTL(d *decoder) time.Duration {
 	ttl := time.Duration(d.u32()) * time.Millisecond
@@ -306,6 +254,14 @@ func decodeTTL(d *decoder) time.Duration {
 		d.failf("its time to live of %v is too long", ttl)
 	}
 	return ttl
+}
+
+// encodeTime is what decodeTime reads; the zero time is 0.
+func encodeTime(t time.Time) uint64 {
+	if t.IsZero() {
+		return 0
+	}
+	return uint64(t.UnixNano())
 }
 
 // decodeTime reads nanoseconds since 1970 (UTC).

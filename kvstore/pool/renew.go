@@ -47,6 +47,9 @@ func (l *Lease) run() {
 	defer func() {
 		l.cancel()
 		l.fence.Close()
+		if l.share != nil {
+			l.share.lock.free()
+		}
 		l.pool.mu.Lock()
 		delete(l.pool.leases, l)
 		l.pool.mu.Unlock()
@@ -68,7 +71,7 @@ func (l *Lease) run() {
 			return
 		}
 		if ask != nil {
-			err := kvstore.Contain(func() error { return l.giveBack(ask.ctx) })
+			err := kvstore.Contain(func() error { return l.leave(ask.ctx) })
 			kvstore.LogPanic(l.pool.opt.Log, "releasing the lease of "+l.volume.Name, err)
 			if err == nil {
 				l.end(fmt.Errorf("lease of %s was released: %w", l.volume.Name, kvstore.ErrFenced))
@@ -79,7 +82,7 @@ func (l *Lease) run() {
 			}
 		}
 		next := l.ttl / 3
-		err := kvstore.Contain(l.renew)
+		err := kvstore.Contain(l.goOn)
 		if kvstore.LogPanic(l.pool.opt.Log, "renewing the lease of "+l.volume.Name, err) {
 			if panics++; panics == maxPanics {
 				l.end(fmt.Errorf("lease of %s: %d renewals in a row ended in a panic: %w", l.volume.Name, panics, err))
@@ -98,6 +101,21 @@ func (l *Lease) run() {
 		}
 		timer.Reset(next)
 	}
+}
+
+// goOn renews a lease of either kind, and leave gives it back.
+func (l *Lease) goOn() error {
+	if l.share != nil {
+		return l.renewShare()
+	}
+	return l.renew()
+}
+
+func (l *Lease) leave(ctx context.Context) error {
+	if l.share != nil {
+		return l.leaveShare(ctx)
+	}
+	return l.giveBack(ctx)
 }
 
 // renew stores the next sequence, or takes the lease again after it ran out;
@@ -204,6 +222,13 @@ func (l *Lease) Wait(ctx context.Context) error {
 			return ended(ctx)
 		}
 	}
+}
+
+// Over says why Wait can never return nil again; nil while it may.
+func (l *Lease) Over() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
 }
 
 // Release gives the lease up. The caller has stopped writing and flushed. If it

@@ -63,6 +63,9 @@ func (v *Volume) abandon() {
 	if l := v.lease.Load(); l != nil && v.writable.Load() {
 		l.Abandon()
 	}
+	if l := v.reading.Swap(nil); l != nil {
+		l.Abandon()
+	}
 	v.writable.Store(false)
 	v.refs = 0
 	v.set.setOpened(v.name, nil)

@@ -61,6 +61,7 @@ func (v *Volume) closeLocked(ctx context.Context) error {
 		}
 		v.writable.Store(false)
 	}
+	v.endReading(ctx)
 	closed = true
 	v.refs = 0
 	v.set.setOpened(v.name, nil)

@@ -45,7 +45,15 @@ func (v *Volume) dump() string {
 	if t := v.timeout.Load(); t > 0 {
 		add("io-timeout %v", time.Duration(t))
 	}
-	if l := v.lease.Load(); l != nil {
+	l := v.lease.Load()
+	if r := v.reading.Load(); r != nil {
+		l = r
+		add("shared for reading")
+	}
+	if v.stale {
+		add("stale")
+	}
+	if l != nil {
 		id, left := l.ID(), time.Duration(l.Fence().Deadline()-kvstore.Boottime())
 		add("lease %s generation %d valid for %v", hex.EncodeToString(id[:4]), l.Generation(), left.Round(time.Millisecond))
 	}

@@ -116,6 +116,9 @@ func (v *Volume) reportAs(ctx context.Context, lba uint64, err error, data []byt
 
 func (v *Volume) report(ctx context.Context, lba uint64, class LossClass, what string) {
 	v.counters.bad[class].Add(1)
+	if v.stale && !v.writable.Load() {
+		return // who writes meanwhile may have discarded it
+	}
 	if v.losses.first(lba, class) {
 		v.set.logf("volume %s: block %d (offset %d) is %v: %s", v.name, lba, lba*kvstore.BlockSize, class, what)
 	}
@@ -178,7 +181,7 @@ var errStaleMap = errors.New("it was open for reading, and somebody else wrote t
 // markDamaged enters the damaged mark in the record once. If that fails the error
 // is given nevertheless, and the next loss tries again.
 func (v *Volume) markDamaged(ctx context.Context) {
-	if v.damaged.Load() {
+	if v.damaged.Load() || v.stale && !v.writable.Load() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, markWait)

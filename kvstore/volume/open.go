@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
@@ -15,9 +16,15 @@ import (
 // open already gives the same Volume with one more reference; a volume open for
 // reading is upgraded in place when it is opened for writing.
 //
-// A volume is opened for reading while nobody holds it; its map is read once, and
-// what another machine writes afterwards is not seen. While somebody else writes
-// the error is pool.ErrHeld.
+// A volume is opened for reading while nobody else has it open for writing, and
+// nobody else can open it for writing meanwhile: pool.ErrHeld. If somebody could all
+// the same, because this machine was cut off from the store, reads fail from then on
+// until it was closed everywhere here.
+//
+// With Options.Stale it is opened for reading whoever writes, and nobody is kept
+// out. Its map is that of the last flush before; of a block that was written since
+// the old or the new content is read, or zeros if it was new, and of one that was
+// discarded since perhaps ErrLost.
 func (s *Set) Open(ctx context.Context, name string, write bool) (*Volume, error) {
 	unlock, err := s.lockName(ctx, name)
 	if err != nil {
@@ -42,6 +49,9 @@ func (s *Set) openLocked(ctx context.Context, name string, write bool) (*Volume,
 	}
 	if v.aborted.Load() {
 		return nil, fmt.Errorf("open volume %s: %w: close it everywhere first", name, ErrVolumeAborted)
+	}
+	if v.refs > 0 && v.overtaken() != nil {
+		return nil, fmt.Errorf("open volume %s: %w: somebody else had it meanwhile, close it everywhere here first", name, pool.ErrHeld)
 	}
 	defer s.beOpening(v)()
 	ctx, done := v.patient(ctx)
@@ -96,11 +106,28 @@ func (s *Set) record(ctx context.Context, name string) (pool.Volume, error) {
 	return rec, nil
 }
 
-// openReading prepares v for reading, with a map in private memory.
+// openReading prepares v for reading.
 func (s *Set) openReading(ctx context.Context, v *Volume) error {
-	if err := s.settleForReading(ctx, v); err != nil {
-		return fmt.Errorf("open volume %s for reading: %w", v.name, err)
+	v.stale = s.opt.Stale
+	if !v.stale {
+		if err := s.share(ctx, v); err != nil {
+			return fmt.Errorf("open volume %s for reading: %w", v.name, err)
+		}
 	}
+	opened := false // a panic leaves it so
+	defer func() {
+		if !opened {
+			v.endReading(context.WithoutCancel(ctx))
+		}
+	}()
+	err := s.readMap(ctx, v)
+	opened = err == nil
+	return err
+}
+
+// readMap reads the record and the map of a volume that is open for reading, into
+// private memory.
+func (s *Set) readMap(ctx context.Context, v *Volume) error {
 	rec, err := s.record(ctx, v.name) // as it is once nobody writes
 	if err != nil {
 		return err
@@ -123,6 +150,46 @@ func (s *Set) openReading(ctx context.Context, v *Volume) error {
 		v.m.Store(l.m)
 		return nil
 	})
+}
+
+// share takes a share of the lease, after it saw to it that nobody writes. Who comes
+// in between is refused to, or refuses us.
+func (s *Set) share(ctx context.Context, v *Volume) error {
+	if err := s.settleForReading(ctx, v); err != nil {
+		return err
+	}
+	lease, err := s.pool.AcquireShared(ctx, v.name, s.opt.Lease)
+	if err != nil {
+		return err
+	}
+	v.reading.Store(lease)
+	return nil
+}
+
+// leaveTime bounds how long giving up a share waits for a server: it runs out.
+const leaveTime = 5 * time.Second
+
+// endReading gives up the share of the lease, if there is one.
+func (v *Volume) endReading(ctx context.Context) {
+	lease := v.reading.Swap(nil)
+	if lease == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	if err := lease.Release(ctx); err != nil {
+		lease.Abandon()
+		v.set.logf("volume %s: its read lease was not given back, and runs out: %v", v.name, err)
+	}
+}
+
+// overtaken says why a volume that is open for reading cannot be read any more; nil
+// if it can, or waits for its lease.
+func (v *Volume) overtaken() error {
+	if lease := v.reading.Load(); lease != nil {
+		return lease.Over()
+	}
+	return nil
 }
 
 // take copies what the volume keeps of its record.
@@ -174,7 +241,8 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	old, left := sf.head()
 	left = left && old.boot == bootID() && old.pool == s.pool.UUID() && old.volume == v.uuid && old.layer == v.layer &&
 		(s.prop.Presence || sf.hasMap())
-	lease, err := s.acquire(ctx, v.name, v.uuid, left)
+	share := v.reading.Load()
+	lease, err := s.acquire(ctx, v.name, v.uuid, left, share)
 	if err != nil {
 		return err
 	}
@@ -215,6 +283,10 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	v.state = sf
 	v.take(rec) // the size after the map: see Worker.begin
 	v.writable.Store(true)
+	if share != nil {
+		v.reading.Store(nil)
+		share.Abandon() // the lease for writing took its place
+	}
 	opened = true
 	if v.m.Load() != nil && anyWord(v.m.Load().queued) {
 		v.reaper.kick(v)
@@ -223,8 +295,8 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 }
 
 // acquire takes the lease of a volume whose local state is locked; resume if a
-// crash left something to recover.
-func (s *Set) acquire(ctx context.Context, name string, uuid [16]byte, resume bool) (*pool.Lease, error) {
+// crash left something to recover, share if it is open for reading.
+func (s *Set) acquire(ctx context.Context, name string, uuid [16]byte, resume bool, share *pool.Lease) (*pool.Lease, error) {
 	s.mu.Lock()
 	kept := s.kept[uuid]
 	delete(s.kept, uuid)
@@ -240,8 +312,13 @@ func (s *Set) acquire(ctx context.Context, name string, uuid [16]byte, resume bo
 		}
 	}
 	opt := s.opt.Lease
-	opt.Alone, opt.Resume = true, resume
-	return s.pool.Acquire(ctx, name, opt)
+	opt.Alone, opt.Resume, opt.Upgrade = true, resume, share
+	lease, err := s.pool.Acquire(ctx, name, opt)
+	if err == nil && share != nil && lease.Generation() != share.Generation()+1 {
+		_ = lease.Release(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("%w: somebody else had it while it was open for reading, close it everywhere here first", pool.ErrHeld)
+	}
+	return lease, err
 }
 
 // keepLease holds on to the lease of a recovery that failed, for the next try: if

@@ -42,7 +42,7 @@ func (s *Set) Remove(ctx context.Context, name string, progress func(done, total
 	head, left := sf.head()
 	left = left && head.boot == bootID() && head.volume == rec.UUID &&
 		(s.prop.Presence || sf.hasMap())
-	lease, err := s.acquire(ctx, name, rec.UUID, left)
+	lease, err := s.acquire(ctx, name, rec.UUID, left, nil)
 	if errors.Is(err, pool.ErrHeld) {
 		return fmt.Errorf("remove volume %s: %w: %w", name, ErrInUse, err)
 	}

@@ -41,6 +41,9 @@ func (v *Volume) seek(ctx context.Context, off int64, data bool) (int64, error) 
 			found = min(n, blocks)
 		}
 	}
+	if err := v.mayBelieve(ctx); err != nil {
+		return 0, err
+	}
 	if data && found == blocks {
 		return 0, ErrOutside
 	}

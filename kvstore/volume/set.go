@@ -207,8 +207,8 @@ func (s *Set) describe(ctx context.Context, rec pool.Volume) Info {
 			in.Allocated = int64(n) * kvstore.BlockSize
 		}
 	}
-	if h, ok, err := s.pool.Holder(ctx, rec.Name); err == nil && ok {
-		in.Holder = &h
+	if writer, readers, err := s.pool.Holders(ctx, rec.Name); err == nil {
+		in.Holder, in.Readers = writer, readers
 	}
 	return in
 }

@@ -161,14 +161,18 @@ func (w *Worker) restart(s *slot) {
 }
 
 // afterFence waits until the lease of a volume is valid again, or fails what
-// wants to write to it.
+// wants to write to it; if it is open for reading, what reads.
 func (w *Worker) afterFence(ctx context.Context, v *Volume) {
-	err := v.waitLease(ctx)
+	reads := v.reading.Load() != nil
+	err := v.mayBelieve(ctx)
+	if !reads {
+		err = v.waitLease(ctx)
+	}
 	if err == nil {
 		return
 	}
 	for _, s := range w.active {
-		if s.job.vol == v && s.phase != phaseRead && s.phase != phaseVerify {
+		if s.job.vol == v && reads || s.job.vol == v && s.phase != phaseRead && s.phase != phaseVerify {
 			w.done(s, err)
 		}
 	}

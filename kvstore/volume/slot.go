@@ -307,7 +307,13 @@ func (w *Worker) settle(ctx context.Context) (fenced *Volume) {
 		}
 		switch s.phase {
 		case phaseRead, phaseVerify:
-			w.settleRead(ctx, s, err)
+			if s.mayBeOvertaken(err) {
+				w.unclaim(s)
+				s.phase, s.again = phaseRead, false
+				fenced = s.job.vol
+			} else {
+				w.settleRead(ctx, s, err)
+			}
 		case phaseModify:
 			w.settleModify(ctx, s, err)
 		case phaseStore, phaseDrop:

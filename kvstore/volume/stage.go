@@ -26,6 +26,9 @@ func (v *Volume) WaitsFor(kind RequestKind, off, n int64) string {
 	if kind == Flush {
 		first, end = 0, v.blocks.Load()
 	}
+	if l := v.reading.Load(); l != nil && !l.Fence().Passes() {
+		return "the volume's read lease, which ran out and is being renewed"
+	}
 	if servers := v.silentServers(first, end); len(servers) > 0 {
 		return "server " + strings.Join(servers, " and ") + ", which does not answer"
 	}

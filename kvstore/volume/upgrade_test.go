@@ -19,6 +19,7 @@ func (r *rig) other() *Set {
 // has.
 func TestFailedUpgradeAfterGrowth(t *testing.T) {
 	r := newRig(t, "mem")
+	r.set.opt.Stale = true // else nobody could let it grow
 	r.create("v", 1<<20)
 	v, err := r.set.Open(ctx, "v", false)
 	must(t, err)
@@ -41,13 +42,15 @@ func TestFailedUpgradeAfterGrowth(t *testing.T) {
 }
 
 // TestStaleReader: what another daemon discarded while a volume was open for
-// reading here gives errors, as documented, but nobody calls it damaged.
+// reading here without a lease gives errors, as documented, but nobody calls it
+// damaged.
 func TestStaleReader(t *testing.T) {
 	r := newRig(t, "mem")
 	r.create("v", 1<<20)
 	w := r.open("v")
 	r.write(w, 0, pattern(4096, 1))
 	must(t, w.Close(ctx))
+	r.set.opt.Stale = true
 	v, err := r.set.Open(ctx, "v", false)
 	must(t, err)
 	other := r.other()

@@ -54,6 +54,9 @@ var (
 	ErrReadOnly = errors.New("volume is open read-only")
 	// ErrOutside: the range lies beyond the end of the volume.
 	ErrOutside = errors.New("beyond the end of the volume")
+	// ErrOvertaken: somebody else got the right to write while this volume was open
+	// here, which could not reach its store in time.
+	ErrOvertaken = errors.New("volume was taken over while it was open here")
 	// ErrInUse: the volume is open and must not be.
 	ErrInUse = errors.New("volume is in use")
 	// ErrShrink: making a volume smaller loses data and must be asked for.
@@ -67,8 +70,10 @@ type Options struct {
 	RuntimeDir string
 	// StateDir keeps where an interrupted scrub goes on. Empty: it begins anew.
 	StateDir string
-	// Lease is passed on to pool.Acquire.
+	// Lease is passed on to pool.Acquire and pool.AcquireShared.
 	Lease pool.LeaseOptions
+	// Stale opens for reading without a lease, also while somebody writes: see Open.
+	Stale bool
 	// Log receives one line per event that a user should know of. nil: discarded.
 	Log func(format string, args ...any)
 	// Opened is called before anything of a layer is read after its volume was
@@ -80,9 +85,10 @@ type Options struct {
 // Info describes a volume.
 type Info struct {
 	pool.Volume
-	Open      bool  // by this Set
-	Allocated int64 // bytes that are stored; -1: not known
-	Holder    *pool.Holder
+	Open      bool           // by this Set
+	Allocated int64          // bytes that are stored; -1: not known
+	Holder    *pool.Holder   // who may write
+	Readers   []pool.Holder  // who share the lease while nobody may
 	Consents  []pool.Consent // losses that were accepted; of Info only
 }
 
@@ -110,6 +116,10 @@ type Volume struct {
 	writable atomic.Bool
 	m        atomic.Pointer[presence] // nil: the store keeps presence
 	lease    atomic.Pointer[pool.Lease]
+	// reading is the share of the lease while it is open for reading; nil while it is
+	// open for writing, and if it is stale.
+	reading atomic.Pointer[pool.Lease]
+	stale   bool // Options.Stale when it was opened
 	// generation of the record when the map was read.
 	generation atomic.Uint64
 	fence      atomic.Pointer[kvstore.Fence]
@@ -164,6 +174,21 @@ func (v *Volume) Allocated() int64 {
 // Writable says whether it is open for writing now.
 func (v *Volume) Writable() bool { return v.writable.Load() }
 
+// LeaseState says in a word under which lease it is open: write, read, lost
+// (somebody else had it meanwhile), or none, if it is read without one.
+func (v *Volume) LeaseState() string {
+	writer, reader := v.lease.Load(), v.reading.Load()
+	switch {
+	case v.writable.Load() && writer != nil && writer.Over() != nil, reader != nil && reader.Over() != nil:
+		return "lost"
+	case v.writable.Load():
+		return "write"
+	case reader != nil:
+		return "read"
+	}
+	return "none"
+}
+
 // SetTimeout bounds how long a request waits for a server that does not answer:
 // 0, the default, waits for ever. It may change at any time, also for requests
 // that wait already. Requests that a worker serves together and that began with
@@ -176,7 +201,7 @@ func (v *Volume) waitLease(ctx context.Context) error {
 	if l == nil {
 		return ErrReadOnly
 	}
-	return l.Wait(ctx)
+	return overtaken(l.Wait(ctx))
 }
 
 // Counters count requests and blocks; all only ever rise while open.

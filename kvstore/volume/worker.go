@@ -259,6 +259,11 @@ func (w *Worker) rounds(leave bool) (done bool) {
 		}
 		w.fenced = w.settle(ctx)
 	}
+	if leave && w.doubts() {
+		w.finish(true)
+		return false
+	}
+	w.believe(ctx)
 	w.flush(ctx)
 	w.finish(false)
 	return true
@@ -451,7 +456,7 @@ func (w *Worker) finish(left bool) {
 		switch {
 		case j.req == nil:
 			continue // done before
-		case left && (j.inUse > 0 || j.next < j.end || j.req.Kind == Flush && j.err == nil):
+		case left && (j.inUse > 0 || j.doubtful() || j.next < j.end || j.req.Kind == Flush && j.err == nil):
 			j.req.Left = true
 			continue
 		}

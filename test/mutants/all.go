@@ -89,7 +89,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "a lease is taken from a holder that lives", File: "kvstore/pool/acquire.go",
-		Old: "	if !held || a.opt.steal || a.gone(at) {", New: "	if !held || a.opt.Wait >= 0 || a.gone(at) {",
+		Old: "	if !held || a.opt.steal || a.gone(at, r == nil) {", New: "	if !held || a.opt.Wait >= 0 || a.gone(at, r == nil) {",
 		Package: "kvstore/pool", Test: "TestLifeOfALease",
 	},
 	{

@@ -281,6 +281,11 @@ func (m *machine) Mount(ctx context.Context, device, at string, fs filesystem) e
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("this kernel does not know %s: try `modprobe %s`", fs.name, fs.name)
 	case err != nil:
+		if fs.name == "xfs" && errors.Is(err, unix.EINVAL) {
+			if why := xfsRefused(device, at, "/sys", "/proc"); why != nil {
+				return why
+			}
+		}
 		return fmt.Errorf("mount %s on %s: %w (see `dmesg`)", device, at, err)
 	}
 	return nil

@@ -46,6 +46,7 @@ type OpenVolume struct {
 	Size      int64           `json:"size_bytes"`
 	Allocated int64           `json:"allocated_bytes"`
 	Writable  bool            `json:"writable"`
+	Lease     string          `json:"lease"` // write, read (shared), lost, or none: stale
 	Counters  volume.Counters `json:"counters"`
 	// FlushFails says why every flush fails, if that is so.
 	FlushFails string `json:"flush_fails,omitempty"`
@@ -152,7 +153,7 @@ func (s *server) askVolume(ctx context.Context, name string) OpenVolume {
 			if err != nil {
 				return err
 			}
-			o := OpenVolume{Name: name, Size: v.Size(), Allocated: v.Allocated(), Writable: v.Writable(), Counters: v.Counters()}
+			o := OpenVolume{Name: name, Size: v.Size(), Allocated: v.Allocated(), Writable: v.Writable(), Lease: v.LeaseState(), Counters: v.Counters()}
 			if err := v.FlushFails(); err != nil {
 				o.FlushFails = err.Error()
 			}
@@ -200,6 +201,9 @@ func (s *server) banner(workers int, notes []string, took time.Duration) string 
 		if f.Fix != "" {
 			line("", "fix: %s", f.Fix)
 		}
+	}
+	if s.cfg.Stack.Stale {
+		line("note", "--stale: what others write meanwhile is seen in part, or as I/O errors")
 	}
 	for _, n := range notes {
 		line("note", "%s", n)

@@ -26,7 +26,9 @@ type VolumeInfo struct {
 	Durability string      `json:"durability"`
 	Layers     []string    `json:"layers"`
 	MapHeight  int         `json:"map_height"`
-	Holder     *HolderInfo `json:"holder,omitempty"`
+	Holder     *HolderInfo `json:"holder,omitempty"` // who may write
+	// Readers share the lease while nobody may write.
+	Readers []HolderInfo `json:"readers,omitempty"`
 	// Unaccepted: a server was emptied, and `volume repair` was not run yet.
 	Unaccepted bool          `json:"unaccepted"`
 	Consents   []ConsentInfo `json:"accepted_losses,omitempty"` // of info only
@@ -42,7 +44,7 @@ type ConsentInfo struct {
 	Host    string    `json:"host"`
 }
 
-// HolderInfo says who holds the write lease of a volume.
+// HolderInfo says who holds the lease of a volume, or a share of it.
 type HolderInfo struct {
 	ID         string    `json:"id"` // random, of this holding
 	Host       string    `json:"host"`
@@ -80,7 +82,7 @@ type Volumes interface {
 	Where(ctx context.Context, name string, off int64) (PlaceInfo, error)
 	// Scrub tells progress, if not nil, where it begins and how far it has come.
 	Scrub(ctx context.Context, p ScrubParams, progress func(Progress)) (volume.Scrub, error)
-	// Break takes the write lease from its holder (pool.Pool.Break).
+	// Break takes the lease from its holder or holders (pool.Pool.Break).
 	Break(ctx context.Context, name string, force bool) error
 	Close(ctx context.Context) error
 }
@@ -102,11 +104,19 @@ func (l Local) describe(i volume.Info) VolumeInfo {
 	for _, layer := range i.Layers {
 		out.Layers = append(out.Layers, layer.ID.String())
 	}
-	if h := i.Holder; h != nil {
-		out.Holder = &HolderInfo{ID: hex.EncodeToString(h.ID[:]), Host: h.Host, PID: h.PID, Since: h.Since,
-			SameHost: h.SameHost, Generation: h.Generation, TTL: h.TTL.Milliseconds()}
+	if i.Holder != nil {
+		h := holderInfo(*i.Holder)
+		out.Holder = &h
+	}
+	for _, h := range i.Readers {
+		out.Readers = append(out.Readers, holderInfo(h))
 	}
 	return out
+}
+
+func holderInfo(h pool.Holder) HolderInfo {
+	return HolderInfo{ID: hex.EncodeToString(h.ID[:]), Host: h.Host, PID: h.PID, Since: h.Since,
+		SameHost: h.SameHost, Generation: h.Generation, TTL: h.TTL.Milliseconds()}
 }
 
 func stateName(s pool.State) string {

@@ -54,6 +54,7 @@ var sentinels = []struct {
 	{"bad_size", pool.ErrBadSize}, {"held", pool.ErrHeld}, {"format", pool.ErrFormat},
 	{"lost", volume.ErrLost}, {"read_only", volume.ErrReadOnly}, {"outside", volume.ErrOutside},
 	{"in_use", volume.ErrInUse}, {"volume_aborted", volume.ErrVolumeAborted}, {"shrink", volume.ErrShrink}, {"unaccepted", volume.ErrUnaccepted},
+	{"overtaken", volume.ErrOvertaken},
 	{"mount_busy", fusefs.ErrBusy}, {"no_fuse", fusefs.ErrNoFUSE}, {"mount_point", fusefs.ErrMountPoint},
 	{"input", stack.ErrInput}, {"method", ErrMethod}, {"mounted", ErrMounted},
 	{"permission", os.ErrPermission}, {"deadline", context.DeadlineExceeded}, {"canceled", context.Canceled},

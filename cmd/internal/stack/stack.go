@@ -65,7 +65,9 @@ type Config struct {
 	// Damaged opens a pool of which servers were emptied, to look at it:
 	// pool.Options.Damaged.
 	Damaged bool
-	Log     func(format string, args ...any)
+	// Stale opens volumes for reading without a lease: volume.Options.Stale.
+	Stale bool
+	Log   func(format string, args ...any)
 }
 
 // Stack is an opened store with all that stands on it.
@@ -182,6 +184,7 @@ func (s *Stack) build(ctx context.Context, cfg Config, src source) error {
 		RuntimeDir: run,
 		StateDir:   state,
 		Lease:      pool.LeaseOptions{Notify: func(msg string) { log("%s", msg) }},
+		Stale:      cfg.Stale,
 		Log:        log,
 	}
 	if s.Cache != nil {
