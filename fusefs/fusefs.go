@@ -99,6 +99,8 @@ type Options struct {
 	// Cache renders what a cache below the volumes did, for .stats. nil: there is
 	// none.
 	Cache func() any
+	// WriteBack is the same for writes that are acknowledged before they are stored.
+	WriteBack func() any
 	// Usage answers STATFS (Store.Control().Usage); it is asked at most once a
 	// second. nil: the capacity is shown as unknown, that is as very large.
 	Usage func(ctx context.Context) (kvstore.Usage, error)

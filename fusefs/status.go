@@ -80,6 +80,7 @@ type report struct {
 	Operations   map[string]*opStats        `json:"operations"`
 	Volumes      map[string]volume.Counters `json:"volumes"` // that are open
 	Cache        any                        `json:"cache,omitempty"`
+	WriteBack    any                        `json:"write_back,omitempty"`
 }
 
 // StatsJSON renders all counters: what .stats holds unless Options.Stats does.
@@ -88,6 +89,9 @@ func (s *Server) StatsJSON() []byte {
 	r := report{Status: st, Operations: ops, Volumes: make(map[string]volume.Counters)}
 	if s.opt.Cache != nil {
 		r.Cache = s.opt.Cache()
+	}
+	if s.opt.WriteBack != nil {
+		r.WriteBack = s.opt.WriteBack()
 	}
 	var data uint64
 	for _, o := range ops {

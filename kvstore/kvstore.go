@@ -114,6 +114,12 @@ type Op struct {
 	// Vital asks for a Write of a new block that a full store with a reserve takes
 	// it nevertheless, while there is some to spare.
 	Vital bool
+	// Deferrable allows that a Write that expects Present is acknowledged before it
+	// is stored: until a Flush a crash leaves the block as it was. The caller knows
+	// that the block exists. A store may ignore it.
+	Deferrable bool
+	// Deferred is set, with success, by a store that did so.
+	Deferred bool
 	// Err is the result: nil, or an error that errors.Is finds among the
 	// sentinels of this package.
 	Err error

@@ -19,13 +19,14 @@ import (
 )
 
 type mountCmd struct {
-	Dir          string        `arg:"" help:"Empty directory to mount on, or /dev/fd/N of a FUSE connection that is mounted already (with -f)."`
-	Store        string        `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
-	Foreground   bool          `short:"f" help:"Stay in the foreground and log to standard error."`
-	Workers      int           `help:"Batches served in parallel. Default: one per CPU." placeholder:"N"`
-	Connections  int           `help:"Connections per worker and server." default:"1" placeholder:"N"`
-	CacheSize    string        `help:"Memory for blocks that were read, as 512M; 0: none. Stores of this machine need none." default:"0" placeholder:"SIZE"`
-	ReadAhead    string        `help:"How far to read ahead of who reads in sequence, into the cache; 0: not at all." default:"4M" placeholder:"SIZE"`
+	Dir         string `arg:"" help:"Empty directory to mount on, or /dev/fd/N of a FUSE connection that is mounted already (with -f)."`
+	Store       string `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
+	Foreground  bool   `short:"f" help:"Stay in the foreground and log to standard error."`
+	Workers     int    `help:"Batches served in parallel. Default: one per CPU." placeholder:"N"`
+	Connections int    `help:"Connections per worker and server." default:"1" placeholder:"N"`
+	CacheSize   string `help:"Memory for blocks that were read, as 512M; 0: none. Stores of this machine need none." default:"0" placeholder:"SIZE"`
+	ReadAhead   string `help:"How far to read ahead of who reads in sequence, into the cache; 0: not at all." default:"4M" placeholder:"SIZE"`
+	writeBackFlags
 	Only         []string      `help:"Serve these volumes only." placeholder:"VOL"`
 	AllowOther   bool          `help:"Let other users in (as root; else user_allow_other in /etc/fuse.conf is needed)."`
 	AllowRemove  bool          `help:"Let rm in the mount remove volumes."`
@@ -123,7 +124,7 @@ func (c *mountCmd) check() error {
 	case strings.HasPrefix(c.Dir, "/dev/fd/") && !c.Foreground:
 		return usagef("a connection that is mounted already (%s) is served in the foreground only: add -f", c.Dir)
 	}
-	if err := c.checkCache(); err != nil {
+	if err := errors.Join(c.checkCache(), c.writeBackFlags.check()); err != nil {
 		return err
 	}
 	for _, name := range c.Only {
@@ -164,6 +165,7 @@ func (c *mountCmd) childArgs() []string {
 	flag(c.Workers > 0, "--workers="+strconv.Itoa(c.Workers))
 	flag(len(c.Only) > 0, "--only="+strings.Join(c.Only, ","))
 	args = append(args, cacheFlags{c.CacheSize, c.ReadAhead}.args()...)
+	args = append(args, c.writeBackFlags.args()...)
 	flag(c.AllowOther, "--allow-other")
 	flag(c.AllowRemove, "--allow-remove")
 	flag(c.IOTimeout > 0, "--io-timeout="+c.IOTimeout.String())
@@ -184,7 +186,7 @@ func (c *mountCmd) config() daemon.Config {
 	cacheSize, _ := stack.ParseSize(c.CacheSize) // checked
 	readAhead, _ := stack.ParseSize(c.ReadAhead)
 	return daemon.Config{
-		Stack: stack.Config{URL: c.Store, Connections: c.Connections, CacheSize: cacheSize, ReadAhead: readAhead,
+		Stack: stack.Config{URL: c.Store, Connections: c.Connections, CacheSize: cacheSize, ReadAhead: readAhead, WriteBack: c.writeBackFlags.config(),
 			WaitReplicas: c.WaitReplicas, WaitAOF: c.WaitAOF, Dangerous: c.Dangerous, Stale: c.Stale, Log: logger(os.Stderr)},
 		URLSource: source,
 		Dir:       c.Dir,

@@ -108,6 +108,10 @@ func (s mountStatus) print() {
 		}
 		line("read-ahead", "%s", ahead)
 	}
+	if w := s.WriteBack; w != nil {
+		line("write-back", "%s dirty for %.1f s of %s for %.1f s: a crash of kvbfs loses what was not flushed", stack.FormatSize(w.Dirty), w.Age,
+			stack.FormatSize(w.MaxDirty), w.MaxAge)
+	}
 	for _, v := range s.Volumes {
 		if v.Error != "" {
 			line("volume", "%s: %s", v.Name, v.Error)

@@ -22,6 +22,7 @@ type upCmd struct {
 	At    string `help:"Where to mount the file system; made if it is missing." placeholder:"DIR" required:""`
 	Store string `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
 	cacheFlags
+	writeBackFlags
 	Rootless   bool     `help:"Work as an ordinary user: no loop device, ext4 by fuse2fs."`
 	MkfsOption []string `help:"Option for mkfs, as --mkfs-option=-Lname; may be repeated." placeholder:"OPT" sep:"none"`
 	Dangerous  bool     `help:"Use a store that may lose data as it is set up."`
@@ -82,9 +83,12 @@ func (c *upCmd) request() (chain.Request, error) {
 	}
 	req := chain.Request{
 		Name: c.Name, Store: c.Store, At: c.At, FS: c.FS, MkfsOptions: c.MkfsOption,
-		Rootless: c.Rootless, Dangerous: c.Dangerous, MountFlags: c.cacheFlags.args(),
+		Rootless: c.Rootless, Dangerous: c.Dangerous, MountFlags: append(c.cacheFlags.args(), c.writeBackFlags.args()...),
 	}
 	if err := c.cacheFlags.check(); err != nil {
+		return req, err
+	}
+	if err := c.writeBackFlags.check(); err != nil {
 		return req, err
 	}
 	switch {
@@ -160,6 +164,7 @@ func (c *upCmd) childArgs() []string {
 		args = append(args, "--mkfs-option="+o)
 	}
 	args = append(args, c.cacheFlags.args()...)
+	args = append(args, c.writeBackFlags.args()...)
 	if c.Dangerous {
 		args = append(args, "--dangerous")
 	}

@@ -65,6 +65,7 @@ func (v *Volume) closeLocked(ctx context.Context) error {
 	closed = true
 	v.refs = 0
 	v.set.setOpened(v.name, nil)
+	v.set.opt.Closed(v.layer)
 	if sf := v.state; sf != nil {
 		v.state = nil
 		v.m.Store(nil)
@@ -104,11 +105,16 @@ func (v *Volume) endWriting(ctx context.Context) error {
 	return err
 }
 
-// storeRest stores the pages that changed, as far as their servers are left.
+// storeRest stores the pages that changed, and what was acknowledged before it was
+// stored, as far as their servers are left.
 func (v *Volume) storeRest(ctx context.Context, ch kvstore.Channel) error {
 	m := v.m.Load()
 	if m == nil {
 		return nil
 	}
-	return v.flushMap(ctx, ch, m)
+	err := v.flushMap(ctx, ch, m)
+	if rest := ch.Flush(ctx, v.layer); err == nil {
+		err = rest
+	}
+	return err
 }

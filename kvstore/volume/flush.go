@@ -19,6 +19,12 @@ func (v *Volume) flush(ctx context.Context, ch kvstore.Channel) error {
 		}
 	}
 	err := ch.Flush(ctx, v.layer)
+	for errors.Is(err, kvstore.ErrFenced) && v.writable.Load() {
+		// What was acknowledged before it was stored waits for the lease.
+		if err = v.waitLease(ctx); err == nil {
+			err = ch.Flush(ctx, v.layer)
+		}
+	}
 	if errors.Is(err, kvstore.ErrServerLost) {
 		v.serverLost(err)
 	}

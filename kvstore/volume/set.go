@@ -43,6 +43,9 @@ func New(p *pool.Pool, st kvstore.Store, opt Options) *Set {
 	if opt.Opened == nil {
 		opt.Opened = func(kvstore.LayerID) {}
 	}
+	if opt.Closed == nil {
+		opt.Closed = func(kvstore.LayerID) {}
+	}
 	return &Set{pool: p, store: st, prop: st.Properties(), opt: opt, claims: new(claims),
 		reapDelay: reapDelay, reapRetry: reapRetry, open: map[string]*Volume{}, opening: map[string]*Volume{}, names: map[string]*nameLock{},
 		kept: map[[16]byte]*pool.Lease{}}

@@ -101,7 +101,7 @@ func (w *Worker) stored(s *slot) {
 	if s.heals || s.job.vol.losses.some.Load() {
 		s.job.vol.healed(s.lba, s.heals)
 	}
-	if !s.partial() || !s.known {
+	if !s.op.Deferred && (!s.partial() || !s.known) {
 		m.set(s.lba)
 		w.done(s, nil)
 		return
@@ -111,6 +111,14 @@ func (w *Worker) stored(s *slot) {
 		// is not turned on again: a discard that comes now must not bring back what
 		// we read before it.
 		w.done(s, nil)
+		return
+	}
+	if !s.partial() {
+		// Deferred, and a discard came between: what the store has is what was
+		// discarded. The bit comes on again when it has this block.
+		s.known = false
+		w.expectUnknown(s)
+		w.tryAgain(s)
 		return
 	}
 	w.mergeOverZeros(s)

@@ -249,6 +249,9 @@ func (w *Worker) operate(s *slot) {
 	case phaseStore:
 		s.op.Code, s.op.Expect, s.op.Fence = kvstore.Write, w.set.expect(expect), v.fence.Load()
 		s.op.Vital = s.vital
+		// Known under the claim, and nothing has said otherwise: an overwrite. With
+		// losses about, who writes is told how it went.
+		s.op.Deferrable = s.known && s.tries == 0 && s.op.Expect == kvstore.Present && !v.losses.some.Load()
 	case phaseDrop:
 		s.op.Code, s.op.Count, s.op.Fence, s.op.Data = kvstore.Discard, 1, v.fence.Load(), nil
 	}

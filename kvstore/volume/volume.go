@@ -80,6 +80,10 @@ type Options struct {
 	// opened: others may have written to it since it was last open here, so nothing
 	// that is remembered of it may be believed. nil: nothing is remembered.
 	Opened func(layer kvstore.LayerID)
+	// Closed is called when nobody uses a layer any more, after its last flush: what
+	// was acknowledged and not stored, as it could not be, is to be dropped. nil:
+	// nothing is acknowledged before it is stored.
+	Closed func(layer kvstore.LayerID)
 }
 
 // Info describes a volume.

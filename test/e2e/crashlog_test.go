@@ -28,7 +28,13 @@ type durable struct {
 // file system is clean, and what was synced before is there.
 //
 // KVBFS_CRASHLOG_PREFIXES is how many crashes per file system.
-func TestCrashLog(t *testing.T) {
+func TestCrashLog(t *testing.T) { crashLog(t, "") }
+
+// TestCrashLogWriteBack is the same with write-back, which stores what was
+// acknowledged in an order of its own, up to the next flush.
+func TestCrashLogWriteBack(t *testing.T) { crashLog(t, "writeback") }
+
+func crashLog(t *testing.T, cache string) {
 	rig.RequireLoop(t)
 	prefixes := 12
 	if s := os.Getenv("KVBFS_CRASHLOG_PREFIXES"); s != "" {
@@ -41,7 +47,7 @@ func TestCrashLog(t *testing.T) {
 		t.Run(fs, func(t *testing.T) {
 			rig.Require(t, "mkfs."+fs)
 			rnd := rig.Rand(t)
-			log, files, begin, host := record(t, fs, rnd)
+			log, files, begin, host := record(t, fs, cache, rnd)
 			points := flushPoints(log, begin)
 			if len(points) < 10 || len(files) < 20 {
 				t.Fatalf("only %d flush points and %d files: no load", len(points), len(files))
@@ -71,9 +77,12 @@ func TestCrashLog(t *testing.T) {
 
 // record runs a load on a file system and returns the log, the files that were
 // synced, the position from which on the file system exists, and who the machine is.
-func record(t *testing.T, fs string, rnd *rand.Rand) (log []rig.Change, files []durable, begin int, host []byte) {
+func record(t *testing.T, fs, cache string, rnd *rand.Rand) (log []rig.Change, files []durable, begin int, host []byte) {
 	t.Helper()
 	r := rig.New(t, 4*time.Minute)
+	if cache != "" {
+		r.CacheMode = cache
+	}
 	srv := r.Memcached(512)
 	rec := r.Record(srv)
 	r.Create(rec.URL(), "v", "320M")
@@ -109,6 +118,13 @@ func record(t *testing.T, fs string, rnd *rand.Rand) (log []rig.Change, files []
 	}
 	r.UmountFS(dir)
 	r.Detach(dev)
+	if r.CacheMode == "writeback" {
+		if st := writeBackStats(t, m); st.Deferred == 0 {
+			t.Error("no write was deferred: not much of a test")
+		} else {
+			t.Logf("%s: %+v", fs, st)
+		}
+	}
 	m.Umount()
 	host, err := os.ReadFile(filepath.Join(r.RuntimeDir(), "host-id"))
 	must(t, err)

@@ -115,6 +115,7 @@ var may = map[string][]string{
 	"cache":             {"kvstore"},
 	"fusefs":            {"fusefs/devfuse", "fusefs/uring", "kvstore", "kvstore/pool", "kvstore/volume"},
 	"fusefs/devfuse":    {"fusefs/uring"},
+	"cache/writeback":   {"kvstore"},
 	"fusefs/uring":      {},
 	"losetup":           {},
 }

@@ -3,6 +3,7 @@ package mutants
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -16,7 +17,7 @@ var few = map[string]bool{"zeros for a lost block": true, "the buffer is kept af
 func TestMutants(t *testing.T) {
 	which := os.Getenv("KVBFS_MUTANTS")
 	ran := 0
-	for _, m := range All {
+	for _, m := range slices.Concat(All, WriteBack) {
 		if which == "" && !few[m.Name] || which != "" && which != "all" && which != m.Name {
 			continue
 		}
@@ -31,7 +32,7 @@ func TestMutants(t *testing.T) {
 // TestApply: each mutant still finds the piece that it changes.
 func TestApply(t *testing.T) {
 	names := map[string]bool{}
-	for _, m := range All {
+	for _, m := range slices.Concat(All, WriteBack) {
 		if names[m.Name] {
 			t.Errorf("two mutants are called %q", m.Name)
 		}

@@ -49,6 +49,9 @@ func (r *Rig) MountArgs(dir string, args ...string) []string {
 	if r.Cache != "" {
 		all = append(all, "--cache-size="+r.Cache, "--read-ahead=1M")
 	}
+	if r.CacheMode != "" {
+		all = append(all, "--cache="+r.CacheMode)
+	}
 	return all
 }
 

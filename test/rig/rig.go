@@ -41,6 +41,9 @@ type Rig struct {
 	// Transport is what the mounts of this rig are told by --transport; empty is
 	// the default. KVBFS_TRANSPORT sets it for all rigs.
 	Transport string
+	// CacheMode is what the mounts of this rig are told by --cache; empty is the
+	// default. KVBFS_CACHE sets it for all rigs.
+	CacheMode string
 
 	// Cache is what the mounts of this rig are told by --cache-size; empty: nothing.
 	// KVBFS_RIG_CACHE sets it for all rigs.
@@ -67,7 +70,7 @@ func New(t testing.TB, limit time.Duration) *Rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Rig{T: t, Dir: dir, Bin: bin, Transport: os.Getenv("KVBFS_TRANSPORT"), Cache: os.Getenv("KVBFS_RIG_CACHE")}
+	r := &Rig{T: t, Dir: dir, Bin: bin, Transport: os.Getenv("KVBFS_TRANSPORT"), Cache: os.Getenv("KVBFS_RIG_CACHE"), CacheMode: os.Getenv("KVBFS_CACHE")}
 	for _, d := range []string{r.StateDir(), r.RuntimeDir()} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)

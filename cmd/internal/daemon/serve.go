@@ -184,6 +184,9 @@ func (s *server) start(ctx context.Context) (err error) {
 	if s.stack.Cache != nil {
 		opt.Cache = func() any { return s.stack.Cache.Stats() }
 	}
+	if s.stack.WriteBack != nil {
+		opt.WriteBack = func() any { return s.stack.WriteBack.Stats() }
+	}
 	if s.fs, err = fusefs.Mount(ctx, s.stack.Volumes, opt); err != nil {
 		_ = s.stack.Close(context.Background())
 		s.entry.release()

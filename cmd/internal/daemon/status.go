@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kvbfs/kvbfs/cache"
+	"github.com/kvbfs/kvbfs/cache/writeback"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 	"github.com/kvbfs/kvbfs/fusefs"
 	"github.com/kvbfs/kvbfs/kvstore"
@@ -31,7 +32,9 @@ type Status struct {
 	Volumes  []OpenVolume     `json:"volumes"` // that are open
 	Devices  []losetup.Device `json:"devices"` // loop devices on images of the mount
 	Cache    *cache.Stats     `json:"cache,omitempty"`
-	Draining string           `json:"draining,omitempty"`
+	// WriteBack: a crash of the daemon loses what was not flushed.
+	WriteBack *writeback.Stats `json:"write_back,omitempty"`
+	Draining  string           `json:"draining,omitempty"`
 }
 
 // ServerTrouble says what is wrong with a server.
@@ -86,6 +89,10 @@ func (s *server) status(ctx context.Context) Status {
 	if s.stack.Cache != nil {
 		st := s.stack.Cache.Stats()
 		out.Cache = &st
+	}
+	if s.stack.WriteBack != nil {
+		st := s.stack.WriteBack.Stats()
+		out.WriteBack = &st
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()

@@ -30,6 +30,7 @@ import (
 	"time"
 
 	"github.com/kvbfs/kvbfs/cache"
+	"github.com/kvbfs/kvbfs/cache/writeback"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
@@ -57,6 +58,7 @@ type Config struct {
 	// ReadAhead bounds how far ahead of a reader in sequence is read into the cache,
 	// in bytes; 0: not at all.
 	ReadAhead int64
+	WriteBack WriteBack
 	// WaitReplicas and WaitAOF say what a flush of a Redis store waits for.
 	WaitReplicas int
 	WaitAOF      bool
@@ -76,8 +78,10 @@ type Stack struct {
 	Store    kvstore.Store
 	Pool     *pool.Pool
 	Volumes  *volume.Set
-	Cache    *cache.Store // part of Store; nil: none
 	Findings []kvstore.Finding
+	// Cache and WriteBack are parts of Store; nil: none.
+	Cache     *cache.Store
+	WriteBack *writeback.Store
 	// RTT is the round trip of one small control request to each server, in the
 	// order of Store.Servers: the best of a few. 0: not measured.
 	RTT []time.Duration
@@ -123,7 +127,10 @@ func Open(ctx context.Context, cfg Config) (*Stack, error) {
 		return nil, err
 	}
 	s := &Stack{URL: src.url, Store: src.store}
-	if err = s.wrap(cfg, src.private); err == nil {
+	if err = s.deferWrites(cfg, src.private); err == nil {
+		err = s.wrap(cfg, src.private)
+	}
+	if err == nil {
 		err = s.build(ctx, cfg, src)
 	}
 	if err != nil {
@@ -187,9 +194,7 @@ func (s *Stack) build(ctx context.Context, cfg Config, src source) error {
 		Stale:      cfg.Stale,
 		Log:        log,
 	}
-	if s.Cache != nil {
-		opt.Opened = s.Cache.Opened
-	}
+	opt.Opened, opt.Closed = s.volumeOpened, s.volumeClosed
 	s.Volumes = volume.New(s.Pool, s.Store, opt)
 	return nil
 }
