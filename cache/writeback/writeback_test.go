@@ -177,14 +177,15 @@ func TestDrainer(t *testing.T) {
 // Dirty bytes are bounded: a write beyond goes through, and is not lost for that.
 func TestBound(t *testing.T) {
 	r := newRig(t, Config{MaxAge: never, MaxDirty: 4 * kvstore.BlockSize})
-	r.fill(8)
+	r.fill(64)
 	held, goOn := r.under.holding()
 	defer goOn()
-	for n := range uint64(4) {
-		r.deferred(n, 2)
+	for i := range 4 { // of one server, so that one drainer is held
+		r.deferred(r.on(0, i), 2)
 	}
 	<-held // the drainer has taken some
-	through := r.overwrite(5, 2)
+	last := r.on(1, 0)
+	through := r.overwrite(last, 2)
 	done := in(func() { r.ch.Do(ctx, []*kvstore.Op{through}) })
 	<-held // until it wants to store, too
 	goOn()
@@ -192,10 +193,10 @@ func TestBound(t *testing.T) {
 	if through.Err != nil || through.Deferred {
 		t.Errorf("beyond the bound: %v, deferred %v", through.Err, through.Deferred)
 	}
-	r.storeHas(5, 2)
+	r.storeHas(last, 2)
 	r.flush()
-	for n := range uint64(4) {
-		r.storeHas(n, 2)
+	for i := range 4 {
+		r.storeHas(r.on(0, i), 2)
 	}
 }
 

@@ -158,21 +158,13 @@ func TestWriteBackCrash(t *testing.T) {
 		for i := range flushed {
 			flushed[i], sent[i] = 1, 1
 		}
-		next, deferred, behind := uint64(1), uint64(0), 0
+		writeVersion(t, f, writers*each, 1)
+		if st := writeBackStats(t, m); st.Deferred == 0 {
+			t.Errorf("no write is deferred, which makes it not much of a test: %+v", st)
+		}
+		next, behind := uint64(1), 0
 		for range cycles(t) {
 			time.AfterFunc(time.Duration(100+rnd.IntN(300))*time.Millisecond, m.KillOnly)
-			done := make(chan struct{})
-			go func() { // before the daemon goes
-				defer close(done)
-				time.Sleep(90 * time.Millisecond)
-				if text, err := os.ReadFile(m.Image(".stats")); err == nil {
-					var out struct {
-						WriteBack deferredStats `json:"write_back"`
-					}
-					_ = json.Unmarshal(text, &out)
-					deferred += out.WriteBack.Deferred
-				}
-			}()
 			var wg sync.WaitGroup
 			seed := rnd.Uint64()
 			for w := range int64(writers) {
@@ -198,7 +190,6 @@ func TestWriteBackCrash(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			<-done
 			f.Close()
 			rig.Eventually(t, 10*time.Second, "the daemon is gone", func() bool { return !rig.Alive(m.PID()) })
 			r.Try("umount", "-l", m.Dir)
@@ -223,12 +214,9 @@ func TestWriteBackCrash(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if deferred == 0 {
-			t.Error("no write was deferred: not much of a test")
-		}
 		f.Close()
 		m.Umount()
-		t.Logf("%d kills; %d blocks lost what was not flushed; some %d writes were deferred", cycles(t), behind, deferred)
+		t.Logf("%d kills; %d blocks lost what was not flushed", cycles(t), behind)
 	})
 }
 
