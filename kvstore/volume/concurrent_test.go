@@ -198,6 +198,24 @@ func TestDiscardInsideModify(t *testing.T) {
 	}
 }
 
+// TestDiscardInsideRead: a read whose block is discarded before its answer comes gives
+// zeros: the answer may be of a write that nobody else sees yet.
+func TestDiscardInsideRead(t *testing.T) {
+	r := newRig(t, "mem")
+	r.create("v", 16*kvstore.BlockSize)
+	v := r.open("v")
+	for _, from := range []int64{0, 512} {
+		r.write(v, 0, pattern(4096, 3))
+		after := func([]*kvstore.Op) { v.m.Load().clear(0, 1) }
+		r.store.after.Store(&after)
+		got := r.read(v, from, 4096-from)
+		r.store.after.Store(nil)
+		if !zero(got) {
+			t.Fatalf("a read from %d saw a block that was discarded meanwhile", from)
+		}
+	}
+}
+
 // TestSameBlockInOneBatch: requests of one Do that meet on one block are all
 // done, in some order.
 func TestSameBlockInOneBatch(t *testing.T) {

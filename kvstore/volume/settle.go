@@ -11,6 +11,10 @@ import (
 func (w *Worker) settleRead(ctx context.Context, s *slot, err error) {
 	v := s.job.vol
 	switch {
+	case err == nil && s.job.m != nil && !s.job.m.present(s.lba):
+		// Discarded since we asked. What came may be of a write that is not answered
+		// yet, which the next reader does not see: so we must not have seen it.
+		w.holeRead(s)
 	case err == nil:
 		if s.buf != nil {
 			copy(s.data, s.buf[s.from:s.to])
