@@ -12,6 +12,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 FUZZTIME ?= 30s
+FUZZLOG   = bin/fuzz.log
 
 # A process with the race detector sleeps a second when it ends, unless told; the
 # tests start hundreds of children.
@@ -76,10 +77,11 @@ race: deps ## everything that test runs, twice, with the race detector
 	$(GO) test -race -count=2 -timeout 30m ./...
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for FUZZTIME (default 30s)
-	@set -e; for pkg in $$($(GO) list ./...); do \
+fuzz: ## each fuzz target for FUZZTIME (default 30s), and how often it ran
+	@mkdir -p bin; set -e; for pkg in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg >$(FUZZLOG) 2>&1 || { cat $(FUZZLOG); exit 1; }; \
+	    sed -n 's/.*execs: \([0-9]*\).*/\1 executions/p' $(FUZZLOG) | tail -1; \
 	  done; done
 
 # Results of measurements; `make figures` draws them.

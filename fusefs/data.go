@@ -57,6 +57,9 @@ func (t *tree) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, 
 	if h == nil || h.n == nil {
 		return 0, fuse.EBADF
 	}
+	if uint64(in.Size) != uint64(len(data)) {
+		return 0, fuse.EINVAL // not from a kernel
+	}
 	if len(data) == 0 {
 		return 0, fuse.OK
 	}

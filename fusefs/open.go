@@ -54,8 +54,11 @@ func (t *tree) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 func (t *tree) open(n *node, write bool, pid uint32) (fh uint64, st fuse.Status) {
 	h := &handle{n: n, write: write, pid: processOf(pid)}
 	t.mu.Lock()
-	pending := n.pending
+	pending, removed := n.pending, n.pending && n.gone
 	t.mu.Unlock()
+	if removed {
+		return 0, fuse.ENOENT
+	}
 	if !pending {
 		v, err := t.vols.Open(t.s.ctx, n.name, write)
 		if err != nil {

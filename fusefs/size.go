@@ -47,11 +47,14 @@ func (t *tree) resize(n *node, size uint64) fuse.Status {
 	defer n.changing.Unlock()
 	t.mu.Lock()
 	pending, vol, have := n.pending, n.vol, uint64(n.info.Size)
+	removed := pending && n.gone
 	t.mu.Unlock()
 	if vol != nil {
 		have = uint64(vol.Size())
 	}
 	switch {
+	case removed: // by rm, and is open still: its name may be another image's by now
+		return fuse.ENOENT
 	case pending && size == 0, !pending && size == have:
 		return fuse.OK
 	case !pending && size < have:

@@ -5,10 +5,12 @@ import "encoding/binary"
 // Raw returns a copy of the request as /dev/fuse would have delivered it, for the
 // operations that need no speed.
 func (e *Entry) Raw() []byte {
-	raw := make([]byte, 0, int(e.In().Length))
+	args, payload := e.Args(), e.Payload()
+	// What is there counts, not the length that the header claims.
+	raw := make([]byte, 0, InHeaderSize+len(args)+len(payload))
 	raw = append(raw, e.header[:InHeaderSize]...)
-	raw = append(raw, e.Args()...)
-	return append(raw, e.Payload()...)
+	raw = append(raw, args...)
+	return append(raw, payload...)
 }
 
 // LaterRaw answers as Later does, with a reply that has its header, as it would be

@@ -103,6 +103,25 @@ func benchDo(b *testing.B, s *Store, code kvstore.Code, depth, workers int) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds()/1000, "kops/s")
 }
 
+// BenchmarkTLS is what TLS costs: the same server program, with it and without.
+func BenchmarkTLS(b *testing.B) {
+	for _, how := range []string{"tcp", "tls"} {
+		opts, cfg := []memcachedtest.Option{memcachedtest.TCP()}, Config{}
+		if how == "tls" {
+			certs := memcachedtest.NewCerts(b)
+			opts, cfg = append(opts, memcachedtest.TLS(certs)), Config{TLS: certs.Config(b, true)}
+		}
+		s := open(b, cfg, memcachedtest.Start(b, opts...))
+		prepare(b, channelOf(b, s))
+		for _, code := range []kvstore.Code{kvstore.Read, kvstore.Write} {
+			for _, depth := range []int{1, 32} {
+				verb := map[kvstore.Code]string{kvstore.Read: "read", kvstore.Write: "write"}[code]
+				b.Run(fmt.Sprintf("%s/%s/batch%d", how, verb, depth), func(b *testing.B) { benchDo(b, s, code, depth, 2) })
+			}
+		}
+	}
+}
+
 // BenchmarkGomemcache is the same work through the library of the control plane.
 func BenchmarkGomemcache(b *testing.B) {
 	server := memcachedtest.Start(b)

@@ -134,4 +134,21 @@ var All = []Mutant{
 		Old: "if s.writers.Load() != 0 || ", New: "if ",
 		Package: "cache", Test: "TestNoFillDuringWrite",
 	},
+	{
+		Name: "a write over the end is cut", File: "fusefs/inplace.go",
+		Old:     "off > uint64(v.Size()) || int64(len(data)) > v.Size()-int64(off) {\n		r.cold.start(e)\n		return calls\n	}\n",
+		New:     "off >= uint64(v.Size()) {\n		r.cold.start(e)\n		return calls\n	}\n	data = data[:min(int64(len(data)), v.Size()-int64(off))]\n",
+		Package: "fusefs", Test: "TestRequestScripts",
+	},
+	{
+		Name: "the arguments of a cut request are taken as they lie there", File: "fusefs/inplace.go",
+		Old:     "	if len(in) < 24 { // struct fuse_read_in up to size\n		e.Reply(int(fuse.EINVAL), 0)\n		return calls\n	}\n",
+		New:     "	in = in[:24]\n",
+		Package: "fusefs", Test: "TestRequestScripts",
+	},
+	{
+		Name: "a read believes what came before a discard", File: "kvstore/volume/settle.go",
+		Old: "	case err == nil && s.job.m != nil && !s.job.m.present(s.lba):", New: "	case false:",
+		Package: "kvstore/volume", Test: "TestDiscardInsideRead",
+	},
 }

@@ -97,7 +97,7 @@ func withEchoes(all []operation) []operation {
 	out := all[:len(all):len(all)]
 	for _, w := range all {
 		for _, d := range all {
-			if (w.kind == opWrite || w.kind == opSector) && d.kind == opDiscard && w.called < d.done && d.called < w.done {
+			if (w.kind == opWrite || w.kind == opSector) && d.kind == opDiscard && w.called < d.done && d.called < w.done && seenEarly(w, all) {
 				e := w
 				e.client, e.echo = 1000+len(out), true
 				out = append(out, e)
@@ -105,6 +105,14 @@ func withEchoes(all []operation) []operation {
 		}
 	}
 	return out
+}
+
+// seenEarly says whether a write was seen before it was answered. Else it may just as
+// well have happened once, at its end, and echoes would only be work for the checker.
+func seenEarly(w operation, all []operation) bool {
+	return slices.ContainsFunc(all, func(r operation) bool {
+		return r.kind == opRead && r.called < w.done && slices.Contains(r.saw[:], w.id)
+	})
 }
 
 // check looks whether the history of one block is linearizable.
