@@ -284,6 +284,37 @@ func TestFailedReleaseKeepsTheLease(t *testing.T) {
 	}
 }
 
+// TestReadersAfterLostRelease: a release whose answer was lost, and a reader that
+// came then: the lease is not taken back from the reader.
+func TestReadersAfterLostRelease(t *testing.T) {
+	ctx := t.Context()
+	st := newVolume(t, 1)
+	p, r := host(t, st)
+	l := acquire(t, p, LeaseOptions{})
+	var broken atomic.Bool
+	broken.Store(true)
+	var reader *Lease
+	r.hook(nil, func(op, _ string, _ int) error {
+		if op != "swap" || !broken.CompareAndSwap(true, false) {
+			return nil
+		}
+		q, _ := host(t, st)
+		var err error
+		if reader, err = q.AcquireShared(ctx, "v", LeaseOptions{}); err != nil {
+			t.Error(err)
+		}
+		return kvstore.ErrUnreachable
+	})
+	wantErr(t, l.Release(ctx), kvstore.ErrUnreachable)
+	wantErr(t, l.Wait(ctx), ErrHeld)
+	if !reader.Fence().Passes() {
+		t.Error("the reader's lease does not hold")
+	}
+	if err := reader.Release(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 // A crash or a lost answer anywhere in Acquire never leaves the volume stuck nor
 // lets the generation repeat for two holders that could write.
 func TestCrashInAcquire(t *testing.T) {

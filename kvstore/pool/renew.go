@@ -130,7 +130,8 @@ func (l *Lease) renew() error {
 		r, err = nil, l.lostRecord(ctx)
 	case err == nil && r == nil:
 		err = l.lostRecord(ctx)
-	case err == nil && (r.holder != l.mine.holder || r.generation != l.mine.generation):
+	case err == nil && (r.holder != l.mine.holder || r.generation != l.mine.generation || len(r.readers) > 0):
+		// Readers: the answer to a release was lost, and they have it since.
 		err = heldError(l.volume.Name, r)
 	}
 	if err != nil {

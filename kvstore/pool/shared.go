@@ -32,6 +32,9 @@ import (
 type share struct {
 	lock   *readerLock
 	others watch
+	// beat is what our entry says. It goes on when others dropped the entry and it is
+	// made again: from 1 on it could look to somebody as if it had stood still.
+	beat uint64
 }
 
 // AcquireShared takes a share of a volume's lease: its Fence passes while nobody can
@@ -152,14 +155,16 @@ func (l *Lease) withMe(r *leaseRecord) (*leaseRecord, error) {
 	})
 	maps.DeleteFunc(s.others, func(id [16]byte, _ sighting) bool { return next.reader(id) < 0 })
 	if i := next.reader(l.mine.holder); i >= 0 {
-		next.readers[i].beat++
+		s.beat = max(s.beat, next.readers[i].beat) + 1
+		next.readers[i].beat = s.beat
 		return next, nil
 	}
 	if len(next.readers) >= maxReaders {
 		return nil, fmt.Errorf("%w: %s has %d readers already", ErrHeld, l.volume.Name, len(next.readers))
 	}
 	m := &l.mine
-	next.readers = append(next.readers, reader{id: m.holder, at: m.at, pid: m.pid, ttl: l.ttl, beat: 1, since: m.since, hostname: m.hostname})
+	s.beat++
+	next.readers = append(next.readers, reader{id: m.holder, at: m.at, pid: m.pid, ttl: l.ttl, beat: s.beat, since: m.since, hostname: m.hostname})
 	return next, nil
 }
 

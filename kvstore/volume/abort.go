@@ -69,7 +69,7 @@ func (v *Volume) abandon() {
 	v.writable.Store(false)
 	v.refs = 0
 	v.set.setOpened(v.name, nil)
-	v.set.opt.Closed(v.layer)
+	v.set.forgotten(v.layer)
 	v.m.Store(nil)
 	if sf := v.state; sf != nil {
 		v.state = nil

@@ -56,7 +56,11 @@ func (v *Volume) mayBelieve(ctx context.Context) error {
 	if l == nil || l.Fence().Passes() {
 		return nil
 	}
-	return overtaken(l.Wait(ctx))
+	err := l.Wait(ctx)
+	if err != nil && v.reading.Load() != l {
+		return nil // the lease for writing took its place: nobody wrote meanwhile
+	}
+	return overtaken(err)
 }
 
 // overtaken makes an I/O error of the loss of a lease.

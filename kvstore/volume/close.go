@@ -65,7 +65,7 @@ func (v *Volume) closeLocked(ctx context.Context) error {
 	closed = true
 	v.refs = 0
 	v.set.setOpened(v.name, nil)
-	v.set.opt.Closed(v.layer)
+	v.set.forgotten(v.layer)
 	if sf := v.state; sf != nil {
 		v.state = nil
 		v.m.Store(nil)
@@ -113,6 +113,9 @@ func (v *Volume) storeRest(ctx context.Context, ch kvstore.Channel) error {
 		return nil
 	}
 	err := v.flushMap(ctx, ch, m)
+	if v.set.opt.Closed == nil {
+		return err // no server need be waited for: all of it is stored
+	}
 	if rest := ch.Flush(ctx, v.layer); err == nil {
 		err = rest
 	}

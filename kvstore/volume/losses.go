@@ -178,10 +178,17 @@ func (v *Volume) classify(ctx context.Context, lba uint64, err error, data []byt
 // errStaleMap: what is missing may have been discarded.
 var errStaleMap = errors.New("it was open for reading, and somebody else wrote to it since")
 
+// markRetry is how long losses do not try again to store the damaged mark: each
+// would hold up its batch for markWait.
+const markRetry = 30 * time.Second
+
 // markDamaged enters the damaged mark in the record once. If that fails the error
-// is given nevertheless, and the next loss tries again.
+// is given nevertheless, and a later loss tries again.
 func (v *Volume) markDamaged(ctx context.Context) {
 	if v.damaged.Load() || v.stale && !v.writable.Load() {
+		return
+	}
+	if failed := v.markFailed.Load(); failed != 0 && kvstore.Boottime()-failed < int64(markRetry) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, markWait)
@@ -194,6 +201,7 @@ func (v *Volume) markDamaged(ctx context.Context) {
 		return nil
 	})
 	if err != nil {
+		v.markFailed.Store(kvstore.Boottime())
 		v.set.logf("volume %s: cannot record that it is damaged: %v", v.name, err)
 		return
 	}

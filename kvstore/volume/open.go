@@ -252,7 +252,7 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 		case left:
 			s.keepLease(v.uuid, lease)
 		default:
-			_ = lease.Release(context.WithoutCancel(ctx))
+			giveUp(ctx, lease)
 		}
 	}()
 	s.opt.Opened(v.layer)
@@ -294,6 +294,13 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	return nil
 }
 
+// giveUp releases a lease that was of no use; what cannot be released runs out.
+func giveUp(ctx context.Context, lease *pool.Lease) {
+	if lease.Release(context.WithoutCancel(ctx)) != nil {
+		lease.Abandon()
+	}
+}
+
 // acquire takes the lease of a volume whose local state is locked; resume if a
 // crash left something to recover, share if it is open for reading.
 func (s *Set) acquire(ctx context.Context, name string, uuid [16]byte, resume bool, share *pool.Lease) (*pool.Lease, error) {
@@ -315,7 +322,7 @@ func (s *Set) acquire(ctx context.Context, name string, uuid [16]byte, resume bo
 	opt.Alone, opt.Resume, opt.Upgrade = true, resume, share
 	lease, err := s.pool.Acquire(ctx, name, opt)
 	if err == nil && share != nil && lease.Generation() != share.Generation()+1 {
-		_ = lease.Release(context.WithoutCancel(ctx))
+		giveUp(ctx, lease)
 		return nil, fmt.Errorf("%w: somebody else had it while it was open for reading, close it everywhere here first", pool.ErrHeld)
 	}
 	return lease, err

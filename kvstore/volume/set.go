@@ -43,9 +43,6 @@ func New(p *pool.Pool, st kvstore.Store, opt Options) *Set {
 	if opt.Opened == nil {
 		opt.Opened = func(kvstore.LayerID) {}
 	}
-	if opt.Closed == nil {
-		opt.Closed = func(kvstore.LayerID) {}
-	}
 	return &Set{pool: p, store: st, prop: st.Properties(), opt: opt, claims: new(claims),
 		reapDelay: reapDelay, reapRetry: reapRetry, open: map[string]*Volume{}, opening: map[string]*Volume{}, names: map[string]*nameLock{},
 		kept: map[[16]byte]*pool.Lease{}}
@@ -105,6 +102,13 @@ func (s *Set) opened(name string) *Volume {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.open[name]
+}
+
+// forgotten tells the layers below that nobody uses a layer any more.
+func (s *Set) forgotten(layer kvstore.LayerID) {
+	if s.opt.Closed != nil {
+		s.opt.Closed(layer)
+	}
 }
 
 func (s *Set) setOpened(name string, v *Volume) {

@@ -32,6 +32,10 @@ func (w *Worker) settleRead(ctx context.Context, s *slot, err error) {
 			w.done(s, v.reportLost(ctx, s.lba))
 		}
 	case errors.Is(err, kvstore.ErrCorrupt):
+		if s.job.m != nil && !s.job.m.present(s.lba) {
+			w.holeRead(s) // discarded since
+			return
+		}
 		if s.again {
 			w.done(s, v.reportCorrupt(ctx, s.lba, err, s.op.Data))
 		}

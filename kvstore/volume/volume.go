@@ -130,7 +130,8 @@ type Volume struct {
 	use        users
 	counters   counters
 	damaged    atomic.Bool
-	aborted    atomic.Bool // given up: abort.go
+	markFailed atomic.Int64 // when the damaged mark could not be stored, of CLOCK_BOOTTIME; 0: never
+	aborted    atomic.Bool  // given up: abort.go
 	abortion   abortion
 	// lostFlush is the reason why no flush of this volume can succeed any more.
 	lostFlush atomic.Pointer[error]

@@ -194,7 +194,10 @@ func (s *Stack) build(ctx context.Context, cfg Config, src source) error {
 		Stale:      cfg.Stale,
 		Log:        log,
 	}
-	opt.Opened, opt.Closed = s.volumeOpened, s.volumeClosed
+	opt.Opened = s.volumeOpened
+	if s.WriteBack != nil {
+		opt.Closed = s.WriteBack.Closed
+	}
 	s.Volumes = volume.New(s.Pool, s.Store, opt)
 	return nil
 }

@@ -39,18 +39,12 @@ func (s *Stack) deferWrites(cfg Config, private bool) error {
 	return err
 }
 
-// volumeOpened and volumeClosed tell the layers between the volumes and the store.
+// volumeOpened tells the layers between the volumes and the store.
 func (s *Stack) volumeOpened(layer kvstore.LayerID) {
 	if s.WriteBack != nil {
 		s.WriteBack.Opened(layer)
 	}
 	if s.Cache != nil {
 		s.Cache.Opened(layer)
-	}
-}
-
-func (s *Stack) volumeClosed(layer kvstore.LayerID) {
-	if s.WriteBack != nil {
-		s.WriteBack.Closed(layer)
 	}
 }
