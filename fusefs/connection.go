@@ -255,6 +255,21 @@ func (c *connection) dead() bool {
 	return err == nil && n > 0 && p[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
 }
 
+// with calls f with a descriptor of the connection that stays open meanwhile; not
+// at all if the connection was closed. f may wait for the kernel.
+func (c *connection) with(f func(fd int)) {
+	c.mu.Lock()
+	fd := -1
+	if c.dup >= 0 {
+		fd, _ = unix.FcntlInt(uintptr(c.dup), unix.F_DUPFD_CLOEXEC, 3)
+	}
+	c.mu.Unlock()
+	if fd >= 0 {
+		f(fd)
+		unix.Close(fd)
+	}
+}
+
 // close lets go of our descriptor.
 func (c *connection) close() {
 	c.mu.Lock()

@@ -192,6 +192,9 @@ func Mount(ctx context.Context, vols *volume.Set, opt Options) (*Server, error) 
 	go func() {
 		defer close(s.done)
 		s.reader.Wait()
+		if err := s.reader.Err(); err != nil {
+			opt.Log("reading requests from /dev/fuse: %v", err)
+		}
 		if s.rings != nil {
 			s.rings.Wait()
 		}
@@ -289,7 +292,7 @@ func (s *Server) Resized(volume string) {
 		case <-s.done:
 		default:
 			// The mount may be gone, or the inode forgotten: then nobody needs to know.
-			_ = devfuse.Invalidate(s.conn.fd, id, 0, 0)
+			s.conn.with(func(fd int) { _ = devfuse.Invalidate(fd, id, 0, 0) })
 		}
 	}()
 }

@@ -55,6 +55,7 @@ func newInplace(s *Server, threads int) *inplace {
 	r := &inplace{t: s.tree, d: s.disp, cold: s.cold}
 	for range threads {
 		l := newLane(s.disp)
+		l.takes = true
 		s.disp.inplace.add(l)
 		r.lanes = append(r.lanes, l)
 		r.calls = append(r.calls, make([]hotCall, 0, volume.MaxRequests))
@@ -190,7 +191,13 @@ func (r *inplace) outcome(c *hotCall) (errno, size int) {
 
 // enter makes a call part of the batch, unless it would hold the batch up.
 func (r *inplace) enter(calls []hotCall, c hotCall) []hotCall {
-	if g := r.d.group(c.req.Vol, c.req.Off, c.req.Data); g != &r.d.fast {
+	g := r.d.group(c.req.Vol, c.req.Off, c.req.Data)
+	if g == &r.d.fast && (!r.d.stragglers.room() || c.req.Kind == volume.Write && c.req.Vol.Unmapped(c.req.Off, int64(len(c.req.Data)))) {
+		// It may wait: for a server, if as much is left behind as may be; for a flush,
+		// which stores the pages of the map.
+		g = &r.d.bulk
+	}
+	if g != &r.d.fast {
 		r.apart(g, c)
 		return calls
 	}

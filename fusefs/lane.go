@@ -29,6 +29,9 @@ type lane struct {
 	counters counters
 	// stays: batches wait for silent servers here, since there is nothing else.
 	stays bool
+	// takes: its batches are served by a thread that takes requests from the kernel,
+	// which must not wait: nobody else would take them.
+	takes bool
 
 	// Owned by the leader; handing over the lead passes it on.
 	worker     worker // nil: not opened yet, or given up after a panic
@@ -176,7 +179,7 @@ func (l *lane) serve(n int) (left worker) {
 		}
 		l.worker = w
 	}
-	if l.stays || !l.d.stragglers.room() {
+	if l.stays || !l.takes && !l.d.stragglers.room() {
 		l.worker.Do(l.d.ctx, reqs)
 		return nil
 	}

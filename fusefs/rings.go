@@ -64,8 +64,9 @@ func (s *Server) startRings() error {
 	if err != nil {
 		return err
 	}
-	s.rings = rings
-	s.reader, err = devfuse.Start(s.conn.fd, s.cold, devfuse.Options{Payload: maxRequest, Threads: 1})
+	if s.reader, err = devfuse.Start(s.conn.fd, s.cold, devfuse.Options{Payload: maxRequest, Threads: 1}); err == nil {
+		s.rings = rings
+	}
 	return err
 }
 

@@ -30,7 +30,7 @@ func TestOverIOURing(t *testing.T) {
 		"Lseek": TestLseek, "Attributes": TestAttributes, "Names": TestNames, "Only": TestOnly,
 		"ReadOnly": TestReadOnly, "Fsync": TestFsyncIsAFlush, "Remove": TestRemove, "StatsFile": TestStatsFile, "PanicInHandler": TestPanicInHandler,
 		"UnmountBusy": TestUnmountBusy, "Resized": TestResized, "Remount": TestRemount,
-		"ForcedUnmountFailsWhatIsStuck": TestForcedUnmountFailsWhatIsStuck, "AbortFromOutside": TestAbortFromOutside,
+		"ThreadsDoNotWait": TestThreadsDoNotWait, "ForcedUnmountFailsWhatIsStuck": TestForcedUnmountFailsWhatIsStuck, "AbortFromOutside": TestAbortFromOutside,
 	} {
 		t.Run(name, test)
 	}
@@ -79,5 +79,26 @@ func allocateNothing(t *testing.T, r *rig) {
 		if measured && n > manyRequests/4 {
 			t.Errorf("%d allocations beside %d requests", n, manyRequests)
 		}
+	}
+}
+
+// TestThreadsDoNotWait: when as many batches are left behind as may be, what would
+// wait does so elsewhere than on the threads that take requests: the mount answers.
+func TestThreadsDoNotWait(t *testing.T) {
+	r := newRig(t, nil)
+	r.child("fill", testVolume)
+	r.disp.stragglers.most = 0
+	c := r.start("many", testVolume, "wait")
+	r.ready(c)
+	r.store.shut()
+	if _, err := c.stdin.Write([]byte("g")); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "requests in flight", func() bool { return r.Status().InFlight >= 4 })
+	r.child("expect", "stat", testVolume, "")
+	r.child("expect", "stat", "nothing", "ENOENT")
+	r.store.open()
+	if out, err := c.finish(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -53,6 +53,7 @@ type Conn struct {
 	batch   int
 	threads []*thread
 	wg      sync.WaitGroup
+	failed  atomic.Pointer[error]
 }
 
 // ReadInit waits for a connection's first request and answers it with what serve
@@ -62,7 +63,10 @@ func ReadInit(fd int, serve func(request []byte) (reply []byte, err error)) erro
 	for {
 		n, err := unix.Read(fd, buf)
 		switch {
-		case err == unix.EINTR || err == unix.ENOENT || err == unix.EAGAIN:
+		case err == unix.EAGAIN: // it was passed to us like this
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+			continue
+		case err == unix.EINTR || err == unix.ENOENT:
 			continue
 		case err != nil:
 			return fmt.Errorf("reading the first request of the kernel: %w", err)
@@ -88,13 +92,13 @@ func Start(fd int, h Handler, opt Options) (*Conn, error) {
 	}
 	for i := range n {
 		t, err := c.newThread(i)
-		if err != nil && i == 0 {
+		if err != nil && i > 0 {
+			break // few descriptors: fewer threads do
+		}
+		if err != nil {
 			t, err = c.lone()
 		}
 		if err != nil {
-			for _, t := range c.threads {
-				t.close()
-			}
 			return nil, err
 		}
 		c.threads = append(c.threads, t)
@@ -122,6 +126,15 @@ func (c *Conn) Threads() int { return len(c.threads) }
 
 // Wait returns when the connection is gone and every entry came back.
 func (c *Conn) Wait() { c.wg.Wait() }
+
+// Err is why a thread ended, other than that the connection is gone; nil after a
+// plain end.
+func (c *Conn) Err() error {
+	if e := c.failed.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
 
 // Invalidate makes the kernel ask again for the attributes of a node, and drop the
 // cached pages of n bytes at off (n 0: to the end; off negative: none)
@@ -293,7 +306,15 @@ func (t *thread) take(fd int) bool {
 		case unix.EAGAIN:
 			t.free = append(t.free, e)
 			return false
-		default: // ENODEV: unmounted or aborted; whatever else, nothing will come
+		case unix.ENOMEM, unix.EFAULT: // no memory for the buffer now
+			t.free = append(t.free, e)
+			time.Sleep(time.Millisecond)
+			return false
+		default:
+			if errno != unix.ENODEV && errno != unix.ECONNABORTED { // unmounted; aborted
+				err := error(errno)
+				t.c.failed.CompareAndSwap(nil, &err)
+			}
 			t.gone = true
 			t.free = append(t.free, e)
 			return false

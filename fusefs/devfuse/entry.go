@@ -86,6 +86,7 @@ func (e *Entry) Later(errno, n int) {
 // LaterRaw answers with a reply that has its header, as go-fuse makes them; with
 // nothing if it is empty (FORGET). From any goroutine.
 func (e *Entry) LaterRaw(reply []byte) {
+	e.large = e.large || e.n >= largeEntry
 	if len(reply) > 0 {
 		write(e.fd, reply)
 	}
@@ -95,10 +96,10 @@ func (e *Entry) LaterRaw(reply []byte) {
 // send writes the reply. Errors are not for us: the request was given up
 // (ENOENT) or the connection is gone (ENODEV).
 func (e *Entry) send(errno, n int) {
+	e.large = e.large || max(n, e.n) >= largeEntry
 	if errno != 0 {
 		n = 0
 	}
-	e.large = e.large || max(n, e.n) >= largeEntry
 	unique := e.In().Unique // before it is written over
 	out := e.mem[page-outHeader : page+n]
 	binary.NativeEndian.PutUint32(out[0:], uint32(len(out)))

@@ -144,7 +144,8 @@ type thread struct {
 	entries []*Entry
 	batch   []*Entry
 	mem     []byte
-	event   int // eventfd: posted is not empty
+	event   int            // eventfd: posted is not empty
+	posting sync.WaitGroup // those who are about to write to event
 	posted  atomic.Pointer[Entry]
 	alive   int // entries that the kernel or the handler has
 	yields  int // how often await looks before it sleeps
@@ -334,6 +335,8 @@ func (t *thread) commitEntry(e *Entry) {
 // post hands an answered entry to its thread: a lock-free stack, and a wake-up
 // when it was empty.
 func (t *thread) post(e *Entry) {
+	t.posting.Add(1)
+	defer t.posting.Done()
 	for {
 		head := t.posted.Load()
 		e.next = head
@@ -357,6 +360,15 @@ func (t *thread) collectPosted() {
 }
 
 func (t *thread) close() {
+	if t.alive > 0 {
+		// The ring broke. The handler has entries, or the kernel writes to them: their
+		// memory and the eventfd stay.
+		if t.ring != nil {
+			_ = unix.Close(t.ring.fd)
+		}
+		return
+	}
+	t.posting.Wait()
 	if t.ring != nil {
 		t.ring.close()
 	}
