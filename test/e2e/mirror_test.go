@@ -33,7 +33,7 @@ func TestMirror(t *testing.T) {
 	r := rig.New(t, 3*time.Minute+time.Duration(ops)*20*time.Millisecond)
 	srv := r.MemcachedTCP(128)
 	seed := rig.Seed(t)
-	wire := rig.NewChaos(t, srv.Addr, rig.Line{ResetIn: 4 << 20}, seed)
+	wire := rig.NewChaos(t, srv.Addr, rig.Line{ResetIn: 200_000}, seed)
 	r.Create(srv.URL(), "v", fmt.Sprint(writers*part))
 	m := r.Mount(wire.URL())
 	plain := r.Path("plain")
