@@ -160,7 +160,7 @@ func TestClusterBehind(t *testing.T) {
 	store(0, blocks, 1)
 	must(t, f.Sync())
 	for _, s := range c.Servers[:3] {
-		s.Do("WAIT", 1, 30000)
+		s.Replicated()
 	}
 	master, replica := c.Servers[0], c.Servers[3]
 	replica.Pause()

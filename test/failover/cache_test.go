@@ -87,7 +87,7 @@ func TestCacheBehindFailover(t *testing.T) {
 	s := openStore(t, redis.Config{Mode: redis.Sentinel, Servers: w.Addrs(), Master: redistest.MasterName})
 	ch := cached(t, s)
 	want(t, do1(t, ch, write(1, kvstore.Absent, block(1))), nil)
-	w.Master.Do("WAIT", 1, 10000)
+	w.Master.Replicated()
 	w.Replicas[0].Pause()
 	// What fits the sockets in between would reach it: some 10 MB at most.
 	for from := uint64(100); from < 10000; from += 500 {

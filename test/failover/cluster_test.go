@@ -118,7 +118,7 @@ func TestClusterPausedMaster(t *testing.T) {
 	all(1)
 	for _, m := range c.Servers[:3] {
 		// All of it is at the replica before the master hangs.
-		m.Do("WAIT", 1, 10000)
+		m.Replicated()
 	}
 	hung := c.Servers[1]
 	hung.Pause()

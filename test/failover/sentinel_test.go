@@ -77,7 +77,7 @@ func TestFailoverBehind(t *testing.T) {
 			for n := range uint64(20) {
 				want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
 			}
-			w.Master.Do("WAIT", 1, 10000)
+			w.Master.Replicated()
 			// It misses what follows, but for what fits the sockets in between: some 10 MB
 			// at most, of 40.
 			w.Replicas[0].Pause()

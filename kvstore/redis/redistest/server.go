@@ -282,6 +282,29 @@ func (s *Server) Info(section, name string) string {
 	return ""
 }
 
+// Replicated waits until each replica has confirmed all that this master has executed
+// so far. (WAIT would not do: it waits for the writes of the connection that it comes
+// on, and those of a test came on others.)
+func (s *Server) Replicated() {
+	s.t.Helper()
+	executed, err := strconv.ParseInt(s.Info("replication", "master_repl_offset"), 10, 64)
+	if err != nil {
+		s.t.Fatalf("redis %s: its offset: %v", s.addr, err)
+	}
+	Eventually(s.t, "the replicas of "+s.addr+" have what it has", func() bool {
+		n, _ := strconv.Atoi(s.Info("replication", "connected_slaves"))
+		for i := range n {
+			// ip=127.0.0.1,port=7003,state=online,offset=1234,lag=0
+			_, rest, _ := strings.Cut(s.Info("replication", fmt.Sprintf("slave%d", i)), "offset=")
+			digits, _, _ := strings.Cut(rest, ",")
+			if offset, err := strconv.ParseInt(digits, 10, 64); err != nil || offset < executed {
+				return false
+			}
+		}
+		return n > 0
+	})
+}
+
 // Eventually waits for a condition, for up to two minutes: Sentinels whose first vote
 // was split try again after twenty seconds.
 func Eventually(t testing.TB, what string, ok func() bool) {
