@@ -11,97 +11,11 @@ import (
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
-// benchBlocks stay in the server; 4096 of them take 17 MiB.
-const benchBlocks = 4096
-
-func prepare(t testing.TB, ch kvstore.Channel) {
-	for n := uint64(0); n < benchBlocks; n += 512 {
-		var ops []*kvstore.Op
-		for i := range uint64(512) {
-			ops = append(ops, write(n+i, kvstore.Any, block(n+i)))
-		}
-		ch.Do(bg(t), ops)
-		for _, op := range ops {
-			want(t, op.Err, nil)
-		}
-	}
-}
-
-// batchOf makes a batch; turn moves it over the blocks.
-func batchOf(code kvstore.Code, n int) []*kvstore.Op {
-	var ops []*kvstore.Op
-	for i := range n {
-		op := read(uint64(i))
-		if code == kvstore.Write {
-			op = write(uint64(i), kvstore.Present, block(uint64(i)))
-		}
-		ops = append(ops, op)
-	}
-	return ops
-}
-
-func turn(ops []*kvstore.Op, round uint64) {
-	for i, op := range ops {
-		op.Key.Number = (round*uint64(len(ops)) + uint64(i)) % benchBlocks
-	}
-}
-
 // BenchmarkDo is the raw speed of channels: worker goroutines, each with its own.
-func BenchmarkDo(b *testing.B) {
-	for _, tcp := range []bool{false, true} {
-		name, opts := "unix", []memcachedtest.Option(nil)
-		if tcp {
-			name, opts = "tcp", []memcachedtest.Option{memcachedtest.TCP()}
-		}
-		s := open(b, Config{}, memcachedtest.Start(b, opts...))
-		prepare(b, channelOf(b, s))
-		for _, code := range []kvstore.Code{kvstore.Read, kvstore.Write} {
-			for _, depth := range []int{1, 8, 32, 128} {
-				for _, workers := range []int{1, 2} {
-					verb := map[kvstore.Code]string{kvstore.Read: "read", kvstore.Write: "write"}[code]
-					b.Run(fmt.Sprintf("%s/%s/batch%d/workers%d", name, verb, depth, workers), func(b *testing.B) {
-						benchDo(b, s, code, depth, workers)
-					})
-				}
-			}
-		}
-	}
-}
-
-func benchDo(b *testing.B, s *Store, code kvstore.Code, depth, workers int) {
-	ctx := context.Background()
-	var wg sync.WaitGroup
-	var chs []kvstore.Channel
-	for range workers {
-		ch := channelOf(b, s)
-		warm := batchOf(kvstore.Read, depth)
-		ch.Do(ctx, warm)
-		chs = append(chs, ch)
-	}
-	b.SetBytes(kvstore.BlockSize)
-	b.ReportAllocs()
-	b.ResetTimer()
-	for w, ch := range chs {
-		wg.Go(func() {
-			ops := batchOf(code, depth)
-			rounds := uint64(b.N/depth/workers + 1)
-			for round := range rounds {
-				turn(ops, round*uint64(workers)+uint64(w))
-				ch.Do(ctx, ops)
-				for _, op := range ops {
-					if op.Err != nil {
-						b.Error(op.Err)
-						return
-					}
-				}
-			}
-		})
-	}
-	wg.Wait()
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds()/1000, "kops/s")
-}
+func BenchmarkDo(b *testing.B) { wiretest.BenchmarkDo(b, rig) }
 
 // BenchmarkTLS is what TLS costs: the same server program, with it and without.
 func BenchmarkTLS(b *testing.B) {
@@ -112,11 +26,11 @@ func BenchmarkTLS(b *testing.B) {
 			opts, cfg = append(opts, memcachedtest.TLS(certs)), Config{TLS: certs.Config(b, true)}
 		}
 		s := open(b, cfg, memcachedtest.Start(b, opts...))
-		prepare(b, channelOf(b, s))
+		wiretest.Prepare(b, channelOf(b, s))
 		for _, code := range []kvstore.Code{kvstore.Read, kvstore.Write} {
 			for _, depth := range []int{1, 32} {
 				verb := map[kvstore.Code]string{kvstore.Read: "read", kvstore.Write: "write"}[code]
-				b.Run(fmt.Sprintf("%s/%s/batch%d", how, verb, depth), func(b *testing.B) { benchDo(b, s, code, depth, 2) })
+				b.Run(fmt.Sprintf("%s/%s/batch%d", how, verb, depth), func(b *testing.B) { wiretest.BenchDo(b, s, code, depth, 2) })
 			}
 		}
 	}
@@ -126,7 +40,7 @@ func BenchmarkTLS(b *testing.B) {
 func BenchmarkGomemcache(b *testing.B) {
 	server := memcachedtest.Start(b)
 	s := open(b, Config{}, server)
-	prepare(b, channelOf(b, s))
+	wiretest.Prepare(b, channelOf(b, s))
 	client := memcache.New(server.Addr())
 	client.MaxIdleConns = 32
 	b.Cleanup(func() { client.Close() })
@@ -141,7 +55,7 @@ func BenchmarkGomemcache(b *testing.B) {
 					wg.Go(func() {
 						for i := w; i < b.N; i += workers {
 							var err error
-							k := keyText(key(uint64(i) % benchBlocks))
+							k := keyText(key(uint64(i) % wiretest.BenchBlocks))
 							switch verb {
 							case "read":
 								_, err = client.Get(k)
@@ -153,7 +67,7 @@ func BenchmarkGomemcache(b *testing.B) {
 								}
 								var keys []string
 								for j := range 32 {
-									keys = append(keys, keyText(key(uint64(i+j)%benchBlocks)))
+									keys = append(keys, keyText(key(uint64(i+j)%wiretest.BenchBlocks)))
 								}
 								_, err = client.GetMulti(keys)
 							}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // channel is one worker's connections to all servers.
@@ -78,7 +79,7 @@ func (ch *channel) Finish(ctx context.Context) {
 
 // begin queues the operations; false if there is nothing to do.
 func (ch *channel) begin(ctx context.Context, ops []*kvstore.Op) bool {
-	if ch.refuse(ctx, ops) {
+	if wire.Refuse(ctx, ch.closed, ops) {
 		return false
 	}
 	ch.reset(len(ops))
@@ -98,25 +99,6 @@ func (ch *channel) begin(ctx context.Context, ops []*kvstore.Op) bool {
 	return true
 }
 
-// refuse answers what cannot begin at all.
-func (ch *channel) refuse(ctx context.Context, ops []*kvstore.Op) bool {
-	var err error
-	switch {
-	case ch.closed:
-		err = kvstore.ErrClosed
-	case len(ops) > kvstore.MaxBatch:
-		err = fmt.Errorf("%w: a batch of %d operations, at most %d", kvstore.ErrInvalid, len(ops), kvstore.MaxBatch)
-	case ctx.Err() != nil:
-		err = contextError(ctx)
-	default:
-		return false
-	}
-	for _, op := range ops {
-		op.Err = opError(op, "", err)
-	}
-	return true
-}
-
 // reset makes room for n requests; they must not move while run holds pointers.
 func (ch *channel) reset(n int) {
 	if cap(ch.requests) < n {
@@ -129,13 +111,13 @@ func (ch *channel) reset(n int) {
 // enter checks an operation and queues it on a connection of its server.
 func (ch *channel) enter(op *kvstore.Op) {
 	op.Err = kvstore.ErrPending // until it has a result, which is never taken for success
-	if err := check(op); err != nil {
-		op.Err = opError(op, "", err)
+	if err := wire.Check(op); err != nil {
+		op.Err = wire.OpError(op, "", err)
 		return
 	}
 	number := ch.place.Server(op.Key)
 	if number < 0 || number >= len(ch.store.servers) {
-		op.Err = opError(op, "", fmt.Errorf("%w: placed on server %d of %d", kvstore.ErrInvalid, number, len(ch.store.servers)))
+		op.Err = wire.OpError(op, "", fmt.Errorf("%w: placed on server %d of %d", kvstore.ErrInvalid, number, len(ch.store.servers)))
 		return
 	}
 	ch.requests = ch.requests[:len(ch.requests)+1]
@@ -163,25 +145,8 @@ func (ch *channel) queue(c *conn, r *request) {
 		c.scratch = make([]byte, 0, scratchSize)
 		c.vectors = make([]unix.Iovec, 0, maxVectors)
 	}
-	c.queue.push(r)
+	c.queue.Push(r)
 	ch.pending++
-}
-
-// check looks for what the contract forbids.
-func check(op *kvstore.Op) error {
-	switch {
-	case op.Code < kvstore.Read || op.Code > kvstore.Discard:
-		return fmt.Errorf("%w: code %d", kvstore.ErrInvalid, op.Code)
-	case op.Key.Number > kvstore.MaxNumber:
-		return fmt.Errorf("%w: number %d", kvstore.ErrInvalid, op.Key.Number)
-	case op.Code != kvstore.Discard && len(op.Data) != kvstore.BlockSize:
-		return fmt.Errorf("%w: %d bytes of data, want %d", kvstore.ErrInvalid, len(op.Data), kvstore.BlockSize)
-	case op.Code == kvstore.Write && op.Expect > kvstore.Same:
-		return fmt.Errorf("%w: expectation %d", kvstore.ErrInvalid, op.Expect)
-	case op.Code == kvstore.Discard && op.Count > 1:
-		return fmt.Errorf("%w: discard of %d blocks", kvstore.ErrUnsupported, op.Count)
-	}
-	return nil
 }
 
 // complete gives a request its result.
@@ -194,7 +159,7 @@ func (ch *channel) complete(r *request, err error) {
 		return
 	}
 	if err != nil {
-		r.op.Err = opError(r.op, r.server.addr, err)
+		r.op.Err = wire.OpError(r.op, r.server.addr, err)
 		return
 	}
 	r.op.Err = nil
@@ -242,7 +207,7 @@ func (ch *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
 		return &kvstore.OpError{Op: "flush", Err: kvstore.ErrClosed}
 	}
 	if ctx.Err() != nil {
-		return &kvstore.OpError{Op: "flush", Err: contextError(ctx)}
+		return &kvstore.OpError{Op: "flush", Err: wire.ContextError(ctx)}
 	}
 	ch.reset(len(ch.store.servers))
 	ch.flushErr = nil
@@ -280,7 +245,7 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 			ch.active = append(ch.active, c)
 		}
 	}
-	patient := true // until a server stays silent for graceMin
+	patient := true // until a server stays silent for wire.GraceMin
 	var now time.Time
 	for ch.pending > 0 {
 		for _, c := range ch.active {
@@ -304,7 +269,7 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 		}
 		now = time.Now()
 		if ctx.Err() != nil {
-			ch.abandon(contextError(ctx))
+			ch.abandon(wire.ContextError(ctx))
 			return true
 		}
 		for _, c := range ch.active {
@@ -330,12 +295,12 @@ func (ch *channel) silent(now time.Time) bool {
 			since = c.troubled
 		}
 		// What is held waits for a proof that may take long.
-		held := c.flight.len() == 0 && c.held()
-		if !held && (since.IsZero() || now.Sub(since) < c.server.grace()) {
+		held := c.flight.Len() == 0 && c.held()
+		if !held && (since.IsZero() || now.Sub(since) < c.server.silence.Grace()) {
 			all = false
 			continue
 		}
-		c.server.fallSilent()
+		c.server.silence.Fall()
 		c.slow = true
 	}
 	return all
@@ -361,9 +326,9 @@ func (ch *channel) onlyWaiting() (first *conn) {
 
 // poll waits until a connection can go on, a dial is due, or a slice is over.
 func (ch *channel) poll(ctx context.Context, leave bool) {
-	wait := slice
+	wait := wire.Slice
 	if leave {
-		wait = graceMin
+		wait = wire.GraceMin
 	}
 	now := time.Now()
 	ch.fds = ch.fds[:0]
@@ -419,37 +384,18 @@ func (ch *channel) abandon(err error) {
 			continue
 		}
 		haunted := false
-		for _, r := range c.flight.rest() {
+		for _, r := range c.flight.Rest() {
 			haunted = haunted || r.writes()
 		}
-		if c.flight.len() > 0 || c.state != ready {
+		if c.flight.Len() > 0 || c.state != ready {
 			c.disconnect(haunted)
 		}
-		for _, r := range c.queue.rest() {
+		for _, r := range c.queue.Rest() {
 			haunted = haunted || r.writes() && r.repeated // sent on the connection before
 		}
 		if haunted && c.haunt != nil {
-			c.server.hold(c.haunt)
+			c.server.holds.Until(ch.store.helpers, c.haunt)
 		}
 		c.failAll(err)
 	}
-}
-
-// contextError is the contract's word for why a context ended.
-func contextError(ctx context.Context) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return kvstore.ErrTimeout
-	}
-	return kvstore.ErrAborted
-}
-
-func opError(op *kvstore.Op, server string, err error) error {
-	verb := "read"
-	switch op.Code {
-	case kvstore.Write:
-		verb = "write"
-	case kvstore.Discard:
-		verb = "discard"
-	}
-	return &kvstore.OpError{Op: verb, Server: server, Key: op.Key, Err: err}
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // bufferSize of a connection's receive buffer: the replies to 62 reads. Larger
@@ -41,15 +42,15 @@ const (
 // conn is one connection of a channel to a server. Only the channel's user
 // touches it.
 type conn struct {
-	ch     *channel
-	server *server
-	fd     int
-	state  connState
-	greet  *greeting // while dialling with TLS or a password
-	wire   wire      // what takes the place of the socket's own bytes; nil on plain ones
+	ch      *channel
+	server  *server
+	fd      int
+	state   connState
+	greet   *greeting // while dialling with TLS or a password
+	carrier carrier   // what takes the place of the socket's own bytes; nil on plain ones
 
-	queue  fifo // not sent
-	flight fifo // sent (or being sent), replies awaited in this order
+	queue  wire.Queue[*request] // not sent
+	flight wire.Queue[*request] // sent (or being sent), replies awaited in this order
 
 	// What is encoded and not sent yet: vectors over scratch and callers' data.
 	scratch []byte
@@ -61,33 +62,33 @@ type conn struct {
 	r, w   int
 	direct direct // receives blocks in place instead
 
-	failures int       // dials in a row that led to nothing
-	retryAt  time.Time // earliest next dial
-	idle     time.Time // first look at which nothing moved; zero: it moves
-	troubled time.Time // first failure since the last answer; zero: none
-	lastErr  error
-	port     int        // local TCP port
-	traced   int        // 1 + its slot of the store's trace; 0: none
-	haunt    *exorcism  // must end before the next dial
-	probe    *liveProbe // runs while the connection is silent
-	slow     bool       // its server fell silent while it waited
+	failures  int       // dials in a row that led to nothing
+	retryAt   time.Time // earliest next dial
+	idle      time.Time // first look at which nothing moved; zero: it moves
+	troubled  time.Time // first failure since the last answer; zero: none
+	lastErr   error
+	port      int            // local TCP port
+	traced    int            // 1 + its slot of the store's trace; 0: none
+	haunt     *wire.Drain    // must end before the next dial
+	elsewhere wire.Elsewhere // asked while the connection is silent
+	slow      bool           // its server fell silent while it waited
 }
 
-func (c *conn) pending() bool { return c.queue.len() > 0 || c.flight.len() > 0 }
+func (c *conn) pending() bool { return c.queue.Len() > 0 || c.flight.Len() > 0 }
 
 // quiet says that nothing is left to be sent.
 func (c *conn) quiet() bool {
-	return c.state == ready && c.queue.len() == 0 && c.unsent == len(c.vectors)
+	return c.state == ready && c.queue.Len() == 0 && c.unsent == len(c.vectors)
 }
 
 // wantsWrite says that POLLOUT matters.
 func (c *conn) wantsWrite() bool {
-	return c.state == dialing || c.state == ready && (c.queue.len() > 0 && !c.held() || c.unsent < len(c.vectors))
+	return c.state == dialing || c.state == ready && (c.queue.Len() > 0 && !c.held() || c.unsent < len(c.vectors))
 }
 
-// held says that the next request is a change and must wait: see server.hold.
+// held says that the next request is a change and must wait: see wire.Holds.
 func (c *conn) held() bool {
-	return c.server.haunts.Load() != 0 && c.queue.len() > 0 && c.queue.front().writes()
+	return c.server.holds.Any() && c.queue.Len() > 0 && c.queue.Front().writes()
 }
 
 // advance does what can be done without waiting. Errors end in drop.
@@ -110,7 +111,7 @@ func (c *conn) tryDial(now time.Time) {
 		return
 	}
 	if c.haunt != nil {
-		if !c.haunt.done() {
+		if !c.haunt.Done() {
 			return
 		}
 		c.haunt = nil
@@ -128,14 +129,11 @@ func (c *conn) tryDial(now time.Time) {
 
 // tryFinish looks whether the dial ended; then it asks for the sentinel.
 func (c *conn) tryFinish() {
-	if c.wire == nil {
-		pfd := [1]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLOUT}}
-		if n, err := unix.Poll(pfd[:], 0); n == 0 || err != nil {
-			return
-		}
-	}
-	if err := c.connected(); err != nil {
+	switch ready, err := c.connected(); {
+	case err != nil:
 		c.drop(err)
+		return
+	case !ready:
 		return
 	}
 	c.port = c.localPort()
@@ -146,10 +144,9 @@ func (c *conn) tryFinish() {
 	}
 	c.state = proving
 	cmd := append(append(append(c.scratch[:0], "get "...), c.server.sentinelKey...), "\r\n"...)
-	iov := [1]unix.Iovec{{Base: &cmd[0]}}
-	iov[0].SetLen(len(cmd))
+	iov := wire.Vector(nil, cmd)
 	// A fresh socket has room for a line; a short send is a failed one.
-	if n, err := c.sendVec(iov[:]); err != nil || n < len(cmd) {
+	if n, err := c.sendVec(iov); err != nil || n < len(cmd) {
 		c.drop(errors.Join(errors.New("cannot send the first line"), err))
 	}
 }
@@ -167,8 +164,8 @@ func (c *conn) encode() {
 	var passed *kvstore.Fence
 	var last *request
 	keys := 0 // of the get that last belongs to
-	for n := 0; n < maxEncoded && c.queue.len() > 0 && !c.held(); n++ {
-		r := c.queue.pop()
+	for n := 0; n < maxEncoded && c.queue.Len() > 0 && !c.held(); n++ {
+		r := c.queue.Pop()
 		r.more = false
 		if r.writes() && r.op.Fence != nil && r.op.Fence != passed {
 			if !r.op.Fence.Passes() {
@@ -203,18 +200,14 @@ func (c *conn) encode() {
 			start = len(c.scratch)
 			c.scratch = append(c.scratch, "\r\n"...)
 		}
-		c.flight.push(r)
+		c.flight.Push(r)
 	}
 	if start < len(c.scratch) {
 		c.vector(c.scratch[start:])
 	}
 }
 
-func (c *conn) vector(b []byte) {
-	v := unix.Iovec{Base: &b[0]}
-	v.SetLen(len(b))
-	c.vectors = append(c.vectors, v)
-}
+func (c *conn) vector(b []byte) { c.vectors = wire.Vector(c.vectors, b) }
 
 // errFence ends a connection on which a half-sent batch may no longer be written.
 var errFence = errors.New("write lease ended while sending")
@@ -223,7 +216,7 @@ var errFence = errors.New("write lease ended while sending")
 func (c *conn) send() error {
 	for {
 		if c.unsent == len(c.vectors) {
-			if c.queue.len() == 0 || c.held() {
+			if c.queue.Len() == 0 || c.held() {
 				return nil
 			}
 			c.encode()
@@ -248,7 +241,7 @@ func (c *conn) send() error {
 // fencesPass looks at the fences again before the rest of a batch is sent.
 func (c *conn) fencesPass() bool {
 	var passed *kvstore.Fence
-	for _, r := range c.flight.rest() {
+	for _, r := range c.flight.Rest() {
 		if r.writes() && r.op.Fence != nil && r.op.Fence != passed {
 			if !r.op.Fence.Passes() {
 				return false
@@ -264,7 +257,7 @@ func (c *conn) sent(n int) {
 	for n > 0 {
 		v := &c.vectors[c.unsent]
 		if n < int(v.Len) {
-			rest := unsafeSlice(v)[n:]
+			rest := wire.Bytes(v)[n:]
 			v.Base = &rest[0]
 			v.SetLen(len(rest))
 			return
@@ -279,7 +272,7 @@ func (c *conn) sent(n int) {
 func (c *conn) receive(wait bool) bool {
 	var n int
 	var err error
-	inPlace := (c.wire == nil || c.wire.inPlace()) && c.arm()
+	inPlace := (c.carrier == nil || c.carrier.inPlace()) && c.arm()
 	if inPlace {
 		n, err = c.recvVec(c.direct.rest, wait)
 	} else {
@@ -306,7 +299,7 @@ func (c *conn) receive(wait bool) bool {
 	if err != nil {
 		c.drop(err)
 	}
-	if c.wire != nil && c.wire.more() && c.flight.len() > 0 {
+	if c.carrier != nil && c.carrier.more() && c.flight.Len() > 0 {
 		c.receive(false) // what TLS has read already no poll tells of
 	}
 	return true
@@ -316,11 +309,11 @@ func (c *conn) receive(wait bool) bool {
 func (c *conn) answered() {
 	if c.slow {
 		c.slow = false
-		c.server.late(time.Since(c.idle))
+		c.server.silence.Late(time.Since(c.idle))
 	}
-	c.idle, c.troubled, c.probe = time.Time{}, time.Time{}, nil
-	c.server.healthy()
-	c.server.speaks()
+	c.idle, c.troubled, c.elsewhere = time.Time{}, time.Time{}, wire.Elsewhere{}
+	c.server.outage.Healthy()
+	c.server.silence.Speaks()
 }
 
 // receiveOrdinary receives into the buffer.
@@ -346,7 +339,7 @@ const minReply = len("STORED\r\n")
 // anything else.
 func (c *conn) expected() int {
 	writes := 0
-	for _, r := range c.flight.rest() {
+	for _, r := range c.flight.Rest() {
 		if !r.writes() {
 			break
 		}
@@ -366,9 +359,9 @@ func (c *conn) consume() error {
 		}
 		return c.send()
 	}
-	for c.flight.len() > 0 && c.r < c.w {
-		req := c.flight.front()
-		n, done, result, bad := req.accept(c.in[c.r:c.w], c.flight.rest())
+	for c.flight.Len() > 0 && c.r < c.w {
+		req := c.flight.Front()
+		n, done, result, bad := req.accept(c.in[c.r:c.w], c.flight.Rest())
 		c.r += n
 		if n > 0 || done {
 			// Only an answer to work resets the back-off: a server that greets
@@ -377,12 +370,12 @@ func (c *conn) consume() error {
 		}
 		switch {
 		case done:
-			c.flight.pop()
+			c.flight.Pop()
 			c.ch.complete(req, result)
 		case n > 0 && req.part == 0:
 			// Settled without being done: another step, or another ballast item.
-			c.flight.pop()
-			c.queue.push(req)
+			c.flight.Pop()
+			c.queue.Push(req)
 		}
 		if bad != nil {
 			return bad
@@ -394,7 +387,7 @@ func (c *conn) consume() error {
 			return nil
 		}
 	}
-	if c.r < c.w && c.flight.len() == 0 {
+	if c.r < c.w && c.flight.Len() == 0 {
 		return errMalformed // an answer that nobody asked for
 	}
 	return nil
@@ -426,19 +419,29 @@ func (c *conn) prove() error {
 	return nil
 }
 
+// failAll ends everything that is queued or in flight.
+func (c *conn) failAll(err error) {
+	for c.flight.Len() > 0 {
+		c.ch.complete(c.flight.Pop(), err)
+	}
+	for c.queue.Len() > 0 {
+		c.ch.complete(c.queue.Pop(), err)
+	}
+}
+
 // drop closes the connection and puts what is unanswered back into the queue. A
 // server that lost its sentinel fails it instead.
 func (c *conn) drop(why error) {
 	haunted := false
-	for _, r := range c.flight.rest() {
+	for _, r := range c.flight.Rest() {
 		r.repeated = true
 		r.part = 0
 		haunted = haunted || r.writes()
 	}
 	c.disconnect(haunted)
-	if c.flight.len() > 0 {
-		c.queue.pushFront(c.flight.rest())
-		c.flight = fifo{items: c.flight.items[:0]}
+	if c.flight.Len() > 0 {
+		c.queue.PushFront(c.flight.Rest())
+		c.flight.Clear()
 	}
 	c.lastErr = why
 	if errors.Is(why, kvstore.ErrServerLost) {
@@ -449,11 +452,10 @@ func (c *conn) drop(why error) {
 	if c.troubled.IsZero() {
 		c.troubled = now
 	}
-	c.server.trouble(c.troubled, why)
-	c.retryAt = now.Add(backoff(c.failures, c.ch.store.jitter))
-	if c.failures++; c.failures >= resolveAfter {
-		c.server.resolveAgain()
-	}
+	c.server.outage.Trouble(c.troubled, why)
+	c.retryAt = now.Add(wire.Backoff(c.failures, c.ch.store.jitter))
+	c.failures++
+	c.server.where.LookupAgain(c.server.store.helpers, c.failures)
 }
 
 // disconnect closes the socket and forgets what was received. haunted: the
@@ -463,7 +465,7 @@ func (c *conn) disconnect(haunted bool) {
 	case c.state == closed:
 	case c.greet != nil:
 		c.greet.abandon()
-	case haunted && c.server.network == "unix":
+	case haunted && c.server.where.Network == "unix":
 		c.haunt = c.server.drain(c.fd)
 	default:
 		c.hangUp()
@@ -472,15 +474,15 @@ func (c *conn) disconnect(haunted bool) {
 		}
 	}
 	if c.traced > 0 {
-		var e *exorcism
+		var e *wire.Drain
 		if haunted {
 			e = c.haunt
 		}
 		c.server.forget(c.traced-1, e)
 	}
-	c.fd, c.state, c.port, c.traced, c.greet, c.wire = -1, closed, 0, 0, nil, nil
+	c.fd, c.state, c.port, c.traced, c.greet, c.carrier = -1, closed, 0, 0, nil, nil
 	c.r, c.w = 0, 0
 	c.direct.n = 0
 	c.vectors, c.unsent = c.vectors[:0], 0
-	c.idle, c.probe = time.Time{}, nil
+	c.idle, c.elsewhere = time.Time{}, wire.Elsewhere{}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/bradfitz/gomemcache/memcache"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // onlyServer makes a gomemcache client of one server: which server holds what
@@ -29,7 +30,7 @@ func (o onlyServer) PickServer(string) (net.Addr, error) { return o, nil }
 func (o onlyServer) Each(f func(net.Addr) error) error { return f(o) }
 
 // Network implements net.Addr.
-func (o onlyServer) Network() string { return o.network }
+func (o onlyServer) Network() string { return o.where.Network }
 
 // String implements net.Addr.
 func (o onlyServer) String() string { return o.addr }
@@ -40,7 +41,7 @@ func (s *server) dial(ctx context.Context) (net.Conn, error) {
 		return n.Dial(ctx, s.addr)
 	}
 	d := net.Dialer{Timeout: s.store.cfg.TryTimeout}
-	line, err := d.DialContext(ctx, s.network, s.addr)
+	line, err := d.DialContext(ctx, s.where.Network, s.addr)
 	if err != nil || !s.greets() {
 		return line, err
 	}
@@ -84,13 +85,13 @@ func (c control) call(ctx context.Context, op string, number int, name string, f
 		return wrap(srv.addr, fmt.Errorf("%w: a record's name has 1 to %d bytes, no spaces", kvstore.ErrInvalid, maxName))
 	}
 	if ctx.Err() != nil {
-		return wrap(srv.addr, contextError(ctx))
+		return wrap(srv.addr, wire.ContextError(ctx))
 	}
-	if c.s.life.Err() != nil {
+	if c.s.helpers.Life().Err() != nil {
 		return wrap(srv.addr, kvstore.ErrClosed)
 	}
 	result := make(chan error, 1)
-	c.s.helpers.Go(func() {
+	c.s.helpers.Go(func(context.Context) {
 		err := kvstore.Contain(func() error { return f(srv, key) })
 		kvstore.LogPanic(c.s.cfg.Log, op+" on memcached "+srv.addr, err)
 		result <- err
@@ -99,7 +100,7 @@ func (c control) call(ctx context.Context, op string, number int, name string, f
 	select {
 	case err = <-result:
 	case <-ctx.Done():
-		return wrap(srv.addr, contextError(ctx))
+		return wrap(srv.addr, wire.ContextError(ctx))
 	}
 	if err == nil {
 		return nil
@@ -217,7 +218,7 @@ func (c control) Swap(ctx context.Context, number int, name string, old kvstore.
 		if err == nil || !isFull(err) {
 			return err
 		}
-		return srv.swapWithBallast(c.s.life, key, old.Version, value)
+		return srv.swapWithBallast(c.s.helpers.Life(), key, old.Version, value)
 	})
 }
 

@@ -1,11 +1,10 @@
 package memcached
 
 import (
-	"unsafe"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // The replies to a run of gets are received straight into the callers' blocks.
@@ -69,7 +68,7 @@ func (c *conn) arm() bool {
 	}
 	d.vectors = d.vectors[:0]
 	glue := 0
-	for _, r := range c.flight.rest() {
+	for _, r := range c.flight.Rest() {
 		if r.step != stepGet || d.n == maxDirect {
 			break
 		}
@@ -99,7 +98,7 @@ func (d *direct) received(n int) {
 	for n > 0 {
 		v := &d.rest[0]
 		if n < int(v.Len) {
-			b := unsafeSlice(v)[n:]
+			b := wire.Bytes(v)[n:]
 			v.Base = &b[0]
 			v.SetLen(len(b))
 			return
@@ -113,7 +112,7 @@ func (d *direct) received(n int) {
 func (c *conn) place() error {
 	d := &c.direct
 	for d.next < d.n {
-		r := c.flight.front()
+		r := c.flight.Front()
 		avail := d.got - d.pos
 		head := d.heads[d.next*pieceSlot+d.glue:][:headLen]
 		if !r.heads(head[:min(avail, headLen)]) {
@@ -128,7 +127,7 @@ func (c *conn) place() error {
 			return c.linearize()
 		}
 		c.failures = 0
-		c.flight.pop()
+		c.flight.Pop()
 		c.ch.complete(r, r.proven(flagsOf(head)))
 		d.pos += headLen + kvstore.BlockSize + end
 		d.next, d.glue = d.next+1, end
@@ -147,7 +146,7 @@ func (c *conn) linearize() error {
 		n := copy(c.in[w:], b[:min(left, len(b))])
 		w, left = w+n, left-n
 	}
-	for k, r := range c.flight.rest() {
+	for k, r := range c.flight.Rest() {
 		if left == 0 {
 			break
 		}
@@ -214,27 +213,4 @@ func (r *request) proven(flags uint64) error {
 		return corruptBlock(flags)
 	}
 	return nil
-}
-
-// receiveVec is receive into vectors.
-func receiveVec(fd int, msg *unix.Msghdr, iov []unix.Iovec, wait bool) (int, error) {
-	flags := unix.MSG_DONTWAIT
-	if wait {
-		flags = 0
-	}
-	msg.Iov = &iov[0]
-	msg.SetIovlen(len(iov))
-	for {
-		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(msg)), uintptr(flags))
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-			if wait {
-				return 0, unix.EAGAIN
-			}
-		default:
-			return 0, errno
-		}
-	}
 }

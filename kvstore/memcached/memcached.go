@@ -44,7 +44,7 @@
 // # Locks
 //
 // The data path takes none: channels own their connections, and what servers
-// share is atomic. server.mu guards the outage log only, and is a leaf.
+// share is atomic, but for the outage log (wire.Outage), which is a leaf.
 package memcached
 
 import (
@@ -54,14 +54,13 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/bradfitz/gomemcache/memcache"
-	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // DefaultTryTimeout is how long a server may be silent before it is asked
@@ -107,10 +106,7 @@ type Store struct {
 	servers []*server
 	addrs   []string
 	place   atomic.Pointer[kvstore.Placement]
-	// life ends with Close; helpers (probes) run under it.
-	life    context.Context
-	end     context.CancelFunc
-	helpers sync.WaitGroup
+	helpers *wire.Helpers
 	trace   trace
 	silent  atomic.Int32 // servers that are silent
 }
@@ -121,8 +117,8 @@ var _ kvstore.Store = (*Store)(nil)
 type server struct {
 	store   *Store
 	number  int
-	network string // "tcp" or "unix"
 	addr    string
+	where   wire.Address
 	client  *memcache.Client
 	ballast ballast
 
@@ -130,20 +126,14 @@ type server struct {
 	sentinelKey   string
 	sentinelValue []byte
 
-	sockaddr atomic.Pointer[unix.Sockaddr] // nil until resolved
-	resolved atomic.Int64                  // when resolveAgain began last, nanoseconds
-
 	// written says that a change was ever acknowledged here: from then on each
 	// flush asks for the sentinel. Not only after new writes: a server that was
 	// emptied since the last flush lost what that flush promised.
 	written atomic.Bool
 
-	// haunts counts the connections that were given up with changes on them which
-	// the server may still execute; while there is one no change is sent to it.
-	haunts atomic.Int32
-
-	outage outage
-	silence
+	holds   wire.Holds
+	outage  wire.Outage
+	silence wire.Silence
 }
 
 // Open checks the configuration, resolves the names and returns the store. It
@@ -164,23 +154,19 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = func(string, ...any) {}
 	}
-	s := &Store{cfg: cfg, addrs: cfg.Servers, trace: trace{dir: cfg.TraceDir}}
-	s.life, s.end = context.WithCancel(context.Background())
+	s := &Store{cfg: cfg, addrs: cfg.Servers, trace: trace{dir: cfg.TraceDir}, helpers: wire.NewHelpers(cfg.Log)}
 	for i, addr := range cfg.Servers {
-		srv := &server{store: s, number: i, network: "tcp", addr: addr}
-		if strings.HasPrefix(addr, "/") {
-			srv.network = "unix"
-			if cfg.TLS != nil {
-				s.end()
-				return nil, fmt.Errorf("memcached: TLS on the unix socket %s: %w", addr, kvstore.ErrInvalid)
-			}
+		srv := &server{store: s, number: i, addr: addr}
+		srv.outage.Name, srv.outage.Log = "memcached "+addr, cfg.Log
+		srv.silence.Count = &s.silent
+		if err := srv.where.Lookup(ctx, addr); err != nil {
+			s.helpers.Close()
+			return nil, err
 		}
-		sa, err := resolve(ctx, srv.network, addr)
-		if err != nil {
-			s.end()
-			return nil, &kvstore.OpError{Op: "resolve", Server: addr, Err: fmt.Errorf("%w: %w", kvstore.ErrUnreachable, err)}
+		if srv.where.Network == "unix" && cfg.TLS != nil {
+			s.helpers.Close()
+			return nil, fmt.Errorf("memcached: TLS on the unix socket %s: %w", addr, kvstore.ErrInvalid)
 		}
-		srv.sockaddr.Store(&sa)
 		srv.client = memcache.NewFromSelector(onlyServer{srv})
 		srv.client.Timeout = cfg.TryTimeout
 		srv.client.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return srv.dial(ctx) }
@@ -229,7 +215,7 @@ func (s *Store) Join(p kvstore.Placement) error {
 
 // Channel implements kvstore.Store. It connects with the first operation.
 func (s *Store) Channel(ctx context.Context) (kvstore.Channel, error) {
-	if s.life.Err() != nil {
+	if s.helpers.Life().Err() != nil {
 		return nil, &kvstore.OpError{Op: "open channel", Err: kvstore.ErrClosed}
 	}
 	p := s.place.Load()
@@ -255,8 +241,7 @@ func (s *Store) Allocated(context.Context, kvstore.LayerID) (uint64, error) {
 
 // Close implements kvstore.Store.
 func (s *Store) Close() error {
-	s.end()
-	s.helpers.Wait()
+	s.helpers.Close()
 	s.trace.close()
 	var errs []error
 	for _, srv := range s.servers {
@@ -277,7 +262,7 @@ func (s *Store) Locate(k kvstore.Key) kvstore.Location {
 	srv := s.servers[number]
 	key := keyText(k)
 	target := "TCP:" + srv.addr
-	if srv.network == "unix" {
+	if srv.where.Network == "unix" {
 		target = "UNIX-CONNECT:" + srv.addr
 	}
 	return kvstore.Location{

@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // Network takes the place of the sockets, so that a simulation decides what travels
@@ -42,23 +43,23 @@ func (s *Store) jitter(max time.Duration) time.Duration {
 	if n := s.cfg.Network; n != nil {
 		return n.Jitter(max)
 	}
-	return rand.N(max + 1)
+	return wire.Jitter(max)
 }
 
-func (s *server) link() (wire, error) {
+func (s *server) link() (carrier, error) {
 	l, err := s.store.cfg.Network.Link(s.addr)
 	if err != nil {
 		return nil, err
 	}
-	return &linkWire{l}, nil
+	return &linkCarrier{l}, nil
 }
 
-// linkWire is a link as a wire.
-type linkWire struct{ Link }
+// linkCarrier is a link as a carrier.
+type linkCarrier struct{ Link }
 
-func (w *linkWire) send(iov []unix.Iovec) (n int, err error) {
+func (w *linkCarrier) send(iov []unix.Iovec) (n int, err error) {
 	for i := range iov {
-		b := unsafeSlice(&iov[i])
+		b := wire.Bytes(&iov[i])
 		m, err := w.Send(b)
 		if n += m; err != nil {
 			return n, err
@@ -73,10 +74,10 @@ func (w *linkWire) send(iov []unix.Iovec) (n int, err error) {
 	return n, nil
 }
 
-func (w *linkWire) receive(buf []byte, wait, _ bool) (int, error) {
+func (w *linkCarrier) receive(buf []byte, wait, _ bool) (int, error) {
 	d := time.Duration(0)
 	if wait {
-		d = graceMin
+		d = wire.GraceMin
 	}
 	n, err := w.Receive(buf, d)
 	switch {
@@ -88,9 +89,9 @@ func (w *linkWire) receive(buf []byte, wait, _ bool) (int, error) {
 	return n, err
 }
 
-func (w *linkWire) receiveVec(iov []unix.Iovec, wait bool) (n int, err error) {
+func (w *linkCarrier) receiveVec(iov []unix.Iovec, wait bool) (n int, err error) {
 	for i := range iov {
-		b := unsafeSlice(&iov[i])
+		b := wire.Bytes(&iov[i])
 		m, err := w.receive(b, wait && n == 0, false)
 		if err != nil {
 			if n > 0 {
@@ -105,17 +106,17 @@ func (w *linkWire) receiveVec(iov []unix.Iovec, wait bool) (n int, err error) {
 	return n, nil
 }
 
-func (w *linkWire) inPlace() bool { return true }
-func (w *linkWire) more() bool    { return false }
-func (w *linkWire) hangUp() bool  { w.Close(); return true }
-func (w *linkWire) port() int     { return w.Port() }
+func (w *linkCarrier) inPlace() bool { return true }
+func (w *linkCarrier) more() bool    { return false }
+func (w *linkCarrier) hangUp() bool  { w.Close(); return true }
+func (w *linkCarrier) port() int     { return w.Port() }
 
 // waitLinks is poll on links.
 func (ch *channel) waitLinks(d time.Duration) {
 	var links []Link
 	var conns []*conn
 	for _, c := range ch.active {
-		if w, ok := c.wire.(*linkWire); ok && c.pending() && c.state >= proving {
+		if w, ok := c.carrier.(*linkCarrier); ok && c.pending() && c.state >= proving {
 			links, conns = append(links, w.Link), append(conns, c)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // A process that is killed leaves connections behind, and what it sent on them the
@@ -120,7 +122,7 @@ func (t *trace) close() {
 
 // forget takes a connection out of the list once the server is done with it, if it
 // still has to be waited for.
-func (s *server) forget(slot int, e *exorcism) {
+func (s *server) forget(slot int, e *wire.Drain) {
 	if e == nil {
 		s.store.trace.remove(slot)
 		return
@@ -128,8 +130,8 @@ func (s *server) forget(slot int, e *exorcism) {
 	if slot < 0 {
 		return
 	}
-	s.help(func(ctx context.Context) {
-		<-e.over
+	s.store.helpers.Go(func(ctx context.Context) {
+		<-e.Over()
 		if ctx.Err() == nil { // else it is over because we are
 			s.store.trace.remove(slot)
 		}
@@ -150,7 +152,7 @@ func (s *Store) awaitPredecessors() {
 	}
 	files, _ := filepath.Glob(filepath.Join(s.trace.dir, "*"+traceExt))
 	left := map[*server]*legacy{}
-	var over []*exorcism
+	var over []*wire.Drain
 	var dead []string
 	for _, path := range files {
 		records, ok := readTrace(path)
@@ -178,22 +180,20 @@ func (s *Store) awaitPredecessors() {
 	}
 	for srv, l := range left {
 		e := srv.awaitLegacy(l)
-		srv.hold(e)
+		srv.holds.Until(s.helpers, e)
 		over = append(over, e)
 	}
-	s.helpers.Add(1)
-	go func() {
-		defer s.helpers.Done()
+	s.helpers.Go(func(ctx context.Context) {
 		for _, e := range over {
-			<-e.over
+			<-e.Over()
 		}
-		if s.life.Err() != nil {
+		if ctx.Err() != nil {
 			return // it is not over
 		}
 		for _, path := range dead {
 			_ = os.Remove(path)
 		}
-	}()
+	})
 }
 
 func (s *Store) serverAt(addr string) *server {
@@ -238,17 +238,15 @@ const legacyLimit = time.Second
 
 // awaitLegacy begins to wait until the server is done with a dead process's
 // connections.
-func (s *server) awaitLegacy(l *legacy) *exorcism {
+func (s *server) awaitLegacy(l *legacy) *wire.Drain {
 	s.store.cfg.Log("memcached %s: a process of this machine was killed with %d connections open; changes wait until the server has dropped them", s.addr, l.count)
-	if s.network != "unix" {
+	if s.where.Network != "unix" {
 		return s.exorcise(l.ports)
 	}
-	e := &exorcism{make(chan struct{})}
-	s.help(func(ctx context.Context) {
-		defer close(e.over)
+	return wire.NewDrain(s.store.helpers, func(ctx context.Context) {
 		var first map[string]bool // connections that there were when it first answered
 		var heard time.Time
-		for pause := exorcismPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
+		for pause := wire.DrainPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
 			now, err := s.unixConns(ctx)
 			var said *serverError
 			switch {
@@ -278,7 +276,6 @@ func (s *server) awaitLegacy(l *legacy) *exorcism {
 			}
 		}
 	})
-	return e
 }
 
 // unixConns lists the connections of a server on a unix socket, less the one that

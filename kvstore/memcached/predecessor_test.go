@@ -11,6 +11,8 @@ import (
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
 // traces lists the files of a trace directory.
@@ -35,7 +37,7 @@ func TestTrace(t *testing.T) {
 	server := memcachedtest.Start(t)
 	dir := t.TempDir()
 	s := tracedStore(t, server, dir)
-	p := spread{1}
+	p := wiretest.Spread{N: 1}
 	name, value := p.Sentinel(0)
 	want(t, s.Control().Add(bg(t), 0, name, value), nil)
 	want(t, s.Join(p), nil)
@@ -71,20 +73,24 @@ func TestSuccessorWaits(t *testing.T) {
 			}
 			dir := t.TempDir()
 			// The dead process: its connection lives on, its list is not locked.
-			sa, err := resolve(bg(t), server.Network(), server.Addr())
+			sa, err := wire.Resolve(bg(t), server.Network(), server.Addr())
 			want(t, err, nil)
-			fd, _, err := dial(sa)
+			fd, _, err := wire.Dial(sa)
 			want(t, err, nil)
 			pfd := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 			_, _ = unix.Poll(pfd, 10000)
-			want(t, connected(fd), nil)
+			ready, err := wire.Connected(fd)
+			want(t, err, nil)
+			if !ready {
+				t.Fatal("not connected in 10 s")
+			}
 			old := trace{dir: dir}
-			old.add(server.Addr(), localPort(fd))
+			old.add(server.Addr(), wire.LocalPort(fd))
 			old.file.Close()
 
 			s := tracedStore(t, server, dir)
 			defer s.Close()
-			p := spread{1}
+			p := wiretest.Spread{N: 1}
 			name, value := p.Sentinel(0)
 			want(t, s.Control().Add(bg(t), 0, name, value), nil)
 			want(t, s.Join(p), nil)

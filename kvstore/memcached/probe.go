@@ -8,12 +8,12 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // errSilent: the server answers on a new connection but not on this one.
@@ -24,7 +24,7 @@ func (c *conn) tick(now time.Time) {
 	if !c.pending() || c.state == closed {
 		return
 	}
-	if c.flight.len() == 0 && c.held() {
+	if c.flight.Len() == 0 && c.held() {
 		c.idle = time.Time{}
 		return
 	}
@@ -33,8 +33,8 @@ func (c *conn) tick(now time.Time) {
 		return
 	}
 	silent := now.Sub(c.idle)
-	if silent >= outageFirst {
-		c.server.trouble(c.idle, errors.New("no answer"))
+	if silent >= wire.OutageFirst {
+		c.server.outage.Trouble(c.idle, errors.New("no answer"))
 	}
 	if silent < c.ch.store.cfg.TryTimeout {
 		return
@@ -44,42 +44,9 @@ func (c *conn) tick(now time.Time) {
 		c.drop(fmt.Errorf("no answer within %v", c.ch.store.cfg.TryTimeout))
 		return
 	}
-	switch {
-	case c.probe == nil:
-		c.probe = c.server.probe()
-	case c.probe.result.Load() == probeDead:
-		// Keep the connection: what the server holds of it will be executed and
-		// answered there, before anything that we send later.
-		if now.Sub(c.probe.began) > time.Second {
-			c.probe = c.server.probe()
-		}
-	case c.probe.result.Load() == probeAlive && now.Sub(c.probe.began) > time.Second:
+	if c.elsewhere.Answers(now, c.server.store.helpers, c.server.lives) {
 		c.drop(errSilent)
 	}
-}
-
-// liveProbe asks a server on a new connection whether it lives.
-type liveProbe struct {
-	began  time.Time
-	result atomic.Int32
-}
-
-const (
-	probeRunning = iota
-	probeAlive
-	probeDead
-)
-
-func (s *server) probe() *liveProbe {
-	p := &liveProbe{began: time.Now()}
-	s.help(func(ctx context.Context) {
-		result := int32(probeDead)
-		if s.lives(ctx) {
-			result = probeAlive
-		}
-		p.result.Store(result)
-	})
-	return p
 }
 
 // lives says whether the server answers on a new connection.
@@ -89,54 +56,18 @@ func (s *server) lives(ctx context.Context) bool {
 	return s.talk(ctx, []byte("version\r\n"), func(in *lineReader) error { _, err := in.line(); return err }) == nil
 }
 
-// help runs f beside the data path until the store is closed.
-func (s *server) help(f func(context.Context)) {
-	s.store.helpers.Add(1)
-	go func() {
-		defer s.store.helpers.Done()
-		err := kvstore.Contain(func() error { f(s.store.life); return nil })
-		kvstore.LogPanic(s.store.cfg.Log, "looking after memcached "+s.addr, err)
-	}()
-}
-
-// exorcism waits until a server is done with a connection of ours on which
-// changes were left unanswered. over is closed then.
-type exorcism struct{ over chan struct{} }
-
-func (e *exorcism) done() bool {
-	select {
-	case <-e.over:
-		return true
-	default:
-		return false
-	}
-}
-
-// hold keeps all changes from a server until an exorcism is over: requests were
-// given up, so their blocks are free for other channels, and what the server
-// still executes of them must come before anything newer.
-func (s *server) hold(e *exorcism) {
-	s.haunts.Add(1)
-	s.help(func(context.Context) {
-		<-e.over
-		s.haunts.Add(-1)
-	})
-}
-
 // drain begins to wait for the end of a connection to a unix socket, whose
 // descriptor it takes over. No proxy is in between, so the server closes its end
 // when it has read, and done, all that we sent.
-func (s *server) drain(fd int) *exorcism {
-	e := &exorcism{make(chan struct{})}
+func (s *server) drain(fd int) *wire.Drain {
 	_ = unix.Shutdown(fd, unix.SHUT_WR) // fails if the other end is gone, which the first read finds
-	s.help(func(ctx context.Context) {
-		defer close(e.over)
+	return wire.NewDrain(s.store.helpers, func(ctx context.Context) {
 		defer unix.Close(fd)
 		var heard time.Time // when the server first answered elsewhere
 		asked := time.Now()
 		for buf := make([]byte, 16<<10); ctx.Err() == nil; {
-			// It waits for graceMin: SO_RCVTIMEO.
-			n, err := receive(fd, buf, true, false)
+			// It waits for wire.GraceMin: SO_RCVTIMEO.
+			n, err := wire.ReceiveBytes(fd, buf, true, false)
 			if n == 0 && err != unix.EAGAIN {
 				return
 			}
@@ -146,52 +77,30 @@ func (s *server) drain(fd int) *exorcism {
 					heard = asked
 				}
 			}
-			if !heard.IsZero() && time.Since(heard) > exorcismLimit {
-				s.store.cfg.Log("warning: memcached %s keeps a connection open that was closed %v ago; going on without proof that it is drained", s.addr, exorcismLimit)
+			if !heard.IsZero() && time.Since(heard) > wire.DrainLimit {
+				s.store.cfg.Log("warning: memcached %s keeps a connection open that was closed %v ago; going on without proof that it is drained", s.addr, wire.DrainLimit)
 				return
 			}
 		}
 	})
-	return e
 }
 
-// How long to ask a server that answers; a proxy, or a network that keeps half a
-// connection alive, may never stop listing it.
-const (
-	exorcismPause = 20 * time.Millisecond
-	exorcismLimit = 10 * time.Second
-)
-
 // exorcise begins to wait for the end of the connections from local ports of ours.
-func (s *server) exorcise(ports map[int]bool) *exorcism {
-	e := &exorcism{make(chan struct{})}
-	s.help(func(ctx context.Context) {
-		defer close(e.over)
-		var heard time.Time // when the server first answered
-		for pause := exorcismPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
-			listed, err := s.lists(ctx, ports)
-			if err == nil && listed == 0 {
-				return
-			}
-			var said *serverError // it answers and cannot tell
-			if (err == nil || errors.As(err, &said)) && heard.IsZero() {
-				heard = time.Now()
-			}
-			if !heard.IsZero() && time.Since(heard) > exorcismLimit {
-				why := fmt.Sprintf("it still lists one, from local port %d,", listed)
-				if err != nil {
-					why = fmt.Sprintf("it cannot say (%v)", err)
-				}
-				s.store.cfg.Log("warning: memcached %s: going on after %v without proof that closed connections are drained: %s", s.addr, exorcismLimit, why)
-				return
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
+func (s *server) exorcise(ports map[int]bool) *wire.Drain {
+	var listed int
+	var err error
+	asked := func(ctx context.Context) (has, answered bool) {
+		listed, err = s.lists(ctx, ports)
+		var said *serverError // it answers and cannot tell
+		return err != nil || listed != 0, err == nil || errors.As(err, &said)
+	}
+	return wire.StartDrain(s.store.helpers, asked, func() {
+		why := fmt.Sprintf("it still lists one, from local port %d,", listed)
+		if err != nil {
+			why = fmt.Sprintf("it cannot say (%v)", err)
 		}
+		s.store.cfg.Log("warning: memcached %s: going on after %v without proof that closed connections are drained: %s", s.addr, wire.DrainLimit, why)
 	})
-	return e
 }
 
 // errNotListed: the server does not list the very connection that asks, so that a

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
 // FuzzServer is a server that answers a batch with whatever the fuzzer says, cut into
@@ -32,7 +33,7 @@ func FuzzServer(f *testing.F) {
 		s, err := Open(t.Context(), Config{Servers: []string{"127.0.0.1:1"}, Network: network})
 		want(t, err, nil)
 		defer s.Close()
-		want(t, s.Join(unproven{}), nil)
+		want(t, s.Join(wiretest.Unproven{}), nil)
 		ch, err := s.Channel(t.Context())
 		want(t, err, nil)
 		defer ch.Close()

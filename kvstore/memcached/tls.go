@@ -14,11 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // TLS and passwords lie beside the data path. A dial that needs either is done by
 // a helper (greeting); the worker polls its bell as it polls any dial. What comes
-// back is a descriptor and, with TLS, a sealed wire over it: conn asks for one in
+// back is a descriptor and, with TLS, a sealed carrier over it: conn asks for one in
 // the few places that touch the socket, and a plain connection has none.
 //
 // A sealed connection costs what crypto/tls costs: each byte is copied twice and
@@ -41,13 +42,14 @@ type rawConn struct {
 	// ctx is set while the connection is greeted: reads and writes then wait until
 	// it ends.
 	ctx context.Context
-	// wait: a read may block for graceMin.
+	// wait: a read may block for wire.GraceMin.
 	wait bool
 	// out is what was written and the socket did not take yet: crypto/tls cannot
 	// write half a record, so a write always succeeds.
 	out []byte
-	// msg is for sendVec.
+	// msg and iov are for flush.
 	msg unix.Msghdr
+	iov [1]unix.Iovec
 }
 
 // Read implements net.Conn.
@@ -56,7 +58,7 @@ func (r *rawConn) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		n, err := receive(r.fd, p, r.wait || r.ctx != nil, false)
+		n, err := wire.ReceiveBytes(r.fd, p, r.wait || r.ctx != nil, false)
 		switch {
 		case err == unix.EAGAIN && r.ctx == nil:
 			return 0, errWait
@@ -89,7 +91,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 			return 0, r.ctx.Err()
 		}
 		pfd := [1]unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLOUT}}
-		_, _ = unix.Poll(pfd[:], int(slice/time.Millisecond))
+		_, _ = unix.Poll(pfd[:], int(wire.Slice/time.Millisecond))
 	}
 	return len(p), nil
 }
@@ -98,9 +100,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 func (r *rawConn) flush() error {
 	sent := 0
 	for sent < len(r.out) {
-		iov := [1]unix.Iovec{{Base: &r.out[sent]}}
-		iov[0].SetLen(len(r.out) - sent)
-		n, err := sendVec(r.fd, &r.msg, iov[:])
+		n, err := wire.Send(r.fd, &r.msg, wire.Vector(r.iov[:0], r.out[sent:]))
 		if err != nil {
 			r.out = r.out[:copy(r.out, r.out[sent:])]
 			return err
@@ -132,7 +132,7 @@ const (
 	maxSealed  = 8 * recordSize
 )
 
-// sealed is a connection's wire under TLS. Only the channel's user touches it.
+// sealed is a connection's carrier under TLS. Only the channel's user touches it.
 type sealed struct {
 	raw   *rawConn
 	tls   *tls.Conn
@@ -144,7 +144,7 @@ type sealed struct {
 	full bool
 }
 
-// send is sendVec through TLS; the vectors begin with a command. It claims n bytes
+// send is wire.Send through TLS; the vectors begin with a command. It claims n bytes
 // only when all that they became has left: after EAGAIN it must be called again
 // with the same vectors, as sends on a plain socket are.
 func (w *sealed) send(iov []unix.Iovec) (int, error) {
@@ -170,7 +170,7 @@ func (w *sealed) send(iov []unix.Iovec) (int, error) {
 func (w *sealed) encipher(iov []unix.Iovec) (n int, err error) {
 	w.plain = w.plain[:0]
 	for i := 0; i < len(iov) && len(w.plain) < maxSealed; i++ {
-		b := unsafeSlice(&iov[i])
+		b := wire.Bytes(&iov[i])
 		w.plain = append(w.plain, b[:min(len(b), maxSealed-len(w.plain))]...)
 	}
 	for n < len(w.plain) {
@@ -207,7 +207,7 @@ func wholeCommands(b []byte) (end int) {
 	return end
 }
 
-// receive is receive through TLS: EAGAIN, or what is there; 0 is the end.
+// receive is wire.ReceiveBytes through TLS: EAGAIN, or what is there; 0 is the end.
 func (w *sealed) receive(buf []byte, wait, whole bool) (n int, err error) {
 	w.raw.wait = wait || whole
 	var begin time.Time
@@ -218,7 +218,7 @@ func (w *sealed) receive(buf []byte, wait, whole bool) (n int, err error) {
 		var m int
 		m, err = w.tls.Read(buf[n:])
 		n += m
-		w.raw.wait = whole && time.Since(begin) < graceMin
+		w.raw.wait = whole && time.Since(begin) < wire.GraceMin
 	}
 	w.full = n == len(buf)
 	switch {
@@ -232,19 +232,19 @@ func (w *sealed) receive(buf []byte, wait, whole bool) (n int, err error) {
 	return 0, err
 }
 
-// receiveVec implements wire.
+// receiveVec implements carrier.
 func (w *sealed) receiveVec([]unix.Iovec, bool) (int, error) { return 0, unix.ENOSYS }
 
-// inPlace implements wire: crypto/tls has copied already.
+// inPlace implements carrier: crypto/tls has copied already.
 func (w *sealed) inPlace() bool { return false }
 
-// more implements wire.
+// more implements carrier.
 func (w *sealed) more() bool { return w.full }
 
-// hangUp implements wire: without a farewell, as the socket is reset.
+// hangUp implements carrier: without a farewell, as the socket is reset.
 func (w *sealed) hangUp() bool { return false }
 
-// port implements wire: the socket's.
+// port implements carrier: the socket's.
 func (w *sealed) port() int { return 0 }
 
 // greeting is a dial that takes more than connect(2).
@@ -277,9 +277,9 @@ func (s *server) greet() (*greeting, error) {
 		return nil, err
 	}
 	g := &greeting{bell: bell, fd: -1}
-	ctx, cancel := context.WithTimeout(s.store.life, s.store.cfg.TryTimeout)
+	ctx, cancel := context.WithTimeout(s.store.helpers.Life(), s.store.cfg.TryTimeout)
 	g.cancel = cancel
-	s.help(func(context.Context) {
+	s.store.helpers.Go(func(context.Context) {
 		defer cancel()
 		fd, w, err := s.dialSealed(ctx)
 		g.mu.Lock()
@@ -300,6 +300,13 @@ func (g *greeting) closeFD() {
 		_ = unix.Close(g.fd)
 		g.fd = -1
 	}
+}
+
+// rung says whether the greeting is over.
+func (g *greeting) rung() bool {
+	pfd := [1]unix.PollFd{{Fd: int32(g.bell), Events: unix.POLLOUT}}
+	n, err := unix.Poll(pfd[:], 0)
+	return n > 0 && err == nil
 }
 
 // take returns what a greeting led to; its bell has rung.
@@ -325,7 +332,7 @@ func (g *greeting) abandon() {
 
 // dialSealed connects, proves who both sides are, and leaves a blocking socket.
 func (s *server) dialSealed(ctx context.Context) (fd int, w *sealed, err error) {
-	fd, done, err := dial(*s.sockaddr.Load())
+	fd, _, err = s.where.Dial()
 	if err != nil {
 		return -1, nil, err
 	}
@@ -335,15 +342,15 @@ func (s *server) dialSealed(ctx context.Context) (fd int, w *sealed, err error) 
 			fd, w = -1, nil
 		}
 	}()
-	for pfd := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}; !done; {
-		n, err := unix.Poll(pfd[:], int(slice/time.Millisecond))
+	for ready := false; !ready; {
+		pfd := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		_, _ = unix.Poll(pfd[:], int(wire.Slice/time.Millisecond))
 		if ctx.Err() != nil {
 			return fd, nil, ctx.Err()
 		}
-		done = n > 0 && err == nil
-	}
-	if err := connected(fd); err != nil {
-		return fd, nil, err
+		if ready, err = wire.Connected(fd); err != nil {
+			return fd, nil, err
+		}
 	}
 	raw := &rawConn{fd: fd, ctx: ctx}
 	var line net.Conn = raw

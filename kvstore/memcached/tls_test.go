@@ -15,6 +15,7 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
 	"github.com/kvbfs/kvbfs/kvstore/storetest"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
 // secured starts a server that wants TLS, a client certificate and a password, and
@@ -87,14 +88,14 @@ func TestNoTrust(t *testing.T) {
 			t.Parallel()
 			cfg := c.cfg
 			cfg.Servers, cfg.TryTimeout = []string{c.server.Addr()}, 2*time.Second
-			var book logbook
-			cfg.Log = book.log
+			var book wiretest.Logbook
+			cfg.Log = book.Log
 			s, err := Open(bg(t), cfg)
 			want(t, err, nil)
 			defer s.Close()
 			_, err = s.Control().Get(bg(t), 0, "kvbfs:none")
 			want(t, err, c.err)
-			want(t, s.Join(unproven{}), nil)
+			want(t, s.Join(wiretest.Unproven{}), nil)
 			ch := channelOf(t, s)
 			ctx, cancel := context.WithTimeout(bg(t), 500*time.Millisecond)
 			defer cancel()
@@ -108,7 +109,7 @@ func TestNoTrust(t *testing.T) {
 			} else {
 				want(t, r.Err, kvstore.ErrTimeout)
 			}
-			for _, text := range append(book.lines, fmt.Sprint(err, r.Err, cfg.Auth), fmt.Sprintf("%+v %#v", cfg.Auth, cfg.Auth)) {
+			for _, text := range append(book.Lines(), fmt.Sprint(err, r.Err, cfg.Auth), fmt.Sprintf("%+v %#v", cfg.Auth, cfg.Auth)) {
 				if strings.Contains(text, "s3cret") || strings.Contains(text, "guess") {
 					t.Errorf("the password is shown: %s", text)
 				}
@@ -132,7 +133,7 @@ func TestNothingInTheClear(t *testing.T) {
 	s, err := Open(bg(t), cfg)
 	want(t, err, nil)
 	t.Cleanup(func() { s.Close() })
-	want(t, s.Join(unproven{}), nil)
+	want(t, s.Join(wiretest.Unproven{}), nil)
 	ch := channelOf(t, s)
 	data := bytes.Repeat([]byte("readable"), kvstore.BlockSize/8)
 	want(t, do1(t, ch, write(1, kvstore.Any, data)), nil)

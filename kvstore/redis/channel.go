@@ -89,7 +89,7 @@ func (ch *channel) Finish(ctx context.Context) {
 
 // begin queues the operations; false if there is nothing to do.
 func (ch *channel) begin(ctx context.Context, ops []*kvstore.Op) bool {
-	if ch.refuse(ctx, ops) {
+	if wire.Refuse(ctx, ch.closed, ops) {
 		return false
 	}
 	ch.reset(len(ops))
@@ -105,25 +105,6 @@ func (ch *channel) begin(ctx context.Context, ops []*kvstore.Op) bool {
 		if op.Code != kvstore.Write {
 			ch.enter(op)
 		}
-	}
-	return true
-}
-
-// refuse answers what cannot begin at all.
-func (ch *channel) refuse(ctx context.Context, ops []*kvstore.Op) bool {
-	var err error
-	switch {
-	case ch.closed:
-		err = kvstore.ErrClosed
-	case len(ops) > kvstore.MaxBatch:
-		err = fmt.Errorf("%w: a batch of %d operations, at most %d", kvstore.ErrInvalid, len(ops), kvstore.MaxBatch)
-	case ctx.Err() != nil:
-		err = contextError(ctx)
-	default:
-		return false
-	}
-	for _, op := range ops {
-		op.Err = opError(op, "", err)
 	}
 	return true
 }
@@ -144,13 +125,13 @@ func (ch *channel) reset(n int) {
 // enter checks an operation and queues it on a connection of its node.
 func (ch *channel) enter(op *kvstore.Op) {
 	op.Err = kvstore.ErrPending // until it has a result, which is never taken for success
-	if err := check(op); err != nil {
-		op.Err = opError(op, "", err)
+	if err := wire.Check(op); err != nil {
+		op.Err = wire.OpError(op, "", err)
 		return
 	}
 	number := ch.place.Server(op.Key)
 	if number < 0 || number >= len(ch.store.servers) {
-		op.Err = opError(op, "", fmt.Errorf("%w: placed on server %d of %d", kvstore.ErrInvalid, number, len(ch.store.servers)))
+		op.Err = wire.OpError(op, "", fmt.Errorf("%w: placed on server %d of %d", kvstore.ErrInvalid, number, len(ch.store.servers)))
 		return
 	}
 	ch.requests = ch.requests[:len(ch.requests)+1]
@@ -203,23 +184,6 @@ func (ch *channel) redirect(c *conn, r *request, line []byte) {
 	ch.queue(n, r)
 }
 
-// check looks for what the contract forbids.
-func check(op *kvstore.Op) error {
-	switch {
-	case op.Code < kvstore.Read || op.Code > kvstore.Discard:
-		return fmt.Errorf("%w: code %d", kvstore.ErrInvalid, op.Code)
-	case op.Key.Number > kvstore.MaxNumber:
-		return fmt.Errorf("%w: number %d", kvstore.ErrInvalid, op.Key.Number)
-	case op.Code != kvstore.Discard && len(op.Data) != kvstore.BlockSize:
-		return fmt.Errorf("%w: %d bytes of data, want %d", kvstore.ErrInvalid, len(op.Data), kvstore.BlockSize)
-	case op.Code == kvstore.Write && op.Expect > kvstore.Same:
-		return fmt.Errorf("%w: expectation %d", kvstore.ErrInvalid, op.Expect)
-	case op.Code == kvstore.Discard && op.Count > 1:
-		return fmt.Errorf("%w: discard of %d blocks", kvstore.ErrUnsupported, op.Count)
-	}
-	return nil
-}
-
 // complete gives a request its result.
 func (ch *channel) complete(r *request, err error) {
 	ch.pending--
@@ -230,7 +194,7 @@ func (ch *channel) complete(r *request, err error) {
 		return
 	}
 	if err != nil {
-		r.op.Err = opError(r.op, r.node.addr, err)
+		r.op.Err = wire.OpError(r.op, r.node.addr, err)
 		if r.entry != 0 && isRefusal(err) {
 			ch.log.done(r, entryNone)
 		}
@@ -316,7 +280,7 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 		}
 		now = time.Now()
 		if ctx.Err() != nil {
-			ch.abandon(contextError(ctx))
+			ch.abandon(wire.ContextError(ctx))
 			return true
 		}
 		for _, c := range ch.active {
@@ -461,23 +425,4 @@ func (ch *channel) abandon(err error) {
 		}
 		c.failAll(err)
 	}
-}
-
-// contextError is the contract's word for why a context ended.
-func contextError(ctx context.Context) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return kvstore.ErrTimeout
-	}
-	return kvstore.ErrAborted
-}
-
-func opError(op *kvstore.Op, server string, err error) error {
-	verb := "read"
-	switch op.Code {
-	case kvstore.Write:
-		verb = "write"
-	case kvstore.Discard:
-		verb = "discard"
-	}
-	return &kvstore.OpError{Op: verb, Server: server, Key: op.Key, Err: err}
 }

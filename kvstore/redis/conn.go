@@ -56,16 +56,16 @@ type conn struct {
 	scatter scatter
 
 	greeting  greeting
-	failures  int         // dials in a row that led to nothing
-	retryAt   time.Time   // earliest next dial
-	restUntil time.Time   // nothing is sent before: the server asked for patience
-	restSince time.Time   // the first time it did, since it gave a result
-	idle      time.Time   // first look at which nothing moved; zero: it moves
-	troubled  time.Time   // first failure since the last answer; zero: none
-	id        int64       // of the connection on its server; 0: not known
-	haunt     *wire.Drain // must be over before the next dial
-	probe     *liveProbe  // runs while the connection is silent
-	slow      bool        // its node fell silent while it waited
+	failures  int            // dials in a row that led to nothing
+	retryAt   time.Time      // earliest next dial
+	restUntil time.Time      // nothing is sent before: the server asked for patience
+	restSince time.Time      // the first time it did, since it gave a result
+	idle      time.Time      // first look at which nothing moved; zero: it moves
+	troubled  time.Time      // first failure since the last answer; zero: none
+	id        int64          // of the connection on its server; 0: not known
+	haunt     *wire.Drain    // must be over before the next dial
+	elsewhere wire.Elsewhere // asked while the connection is silent
+	slow      bool           // its node fell silent while it waited
 }
 
 func (c *conn) pending() bool { return c.queue.Len() > 0 || c.flight.Len() > 0 }
@@ -117,7 +117,7 @@ func (c *conn) tryDial(now time.Time) {
 		}
 		c.haunt = nil
 	}
-	fd, done, err := wire.Dial(*c.node.sockaddr.Load())
+	fd, done, err := c.node.where.Dial()
 	if err != nil {
 		c.drop(err)
 		return
@@ -305,7 +305,7 @@ func (c *conn) receive(wait bool) bool {
 		c.slow = false
 		c.node.silence.Late(time.Since(c.idle))
 	}
-	c.idle, c.troubled, c.probe = time.Time{}, time.Time{}, nil
+	c.idle, c.troubled, c.elsewhere = time.Time{}, time.Time{}, wire.Elsewhere{}
 	c.node.silence.Speaks()
 	if planned {
 		err = c.gather(n)
@@ -412,7 +412,7 @@ func (c *conn) rest(o *wire.Outage, why error) {
 	}
 	if c.restUntil.IsZero() {
 		c.failures++
-		c.restUntil = now.Add(wire.Backoff(c.failures))
+		c.restUntil = now.Add(wire.Backoff(c.failures, wire.Jitter))
 	}
 	o.Trouble(c.restSince, why)
 	c.node.store.lookAround()
@@ -439,10 +439,9 @@ func (c *conn) drop(why error) {
 		c.troubled = now
 	}
 	c.node.outage.Trouble(c.troubled, why)
-	c.retryAt = now.Add(wire.Backoff(c.failures))
-	if c.failures++; c.failures >= resolveAfter {
-		c.node.resolveAgain()
-	}
+	c.retryAt = now.Add(wire.Backoff(c.failures, wire.Jitter))
+	c.failures++
+	c.node.where.LookupAgain(c.node.store.helpers, c.failures)
 	c.node.store.lookAround()
 }
 
@@ -463,7 +462,7 @@ func (c *conn) disconnect(haunted bool) {
 	c.fd, c.link, c.secure, c.state, c.id = -1, nil, nil, closed, 0
 	c.r, c.w = 0, 0
 	c.vectors, c.unsent = c.vectors[:0], nil
-	c.idle, c.restUntil, c.probe = time.Time{}, time.Time{}, nil
+	c.idle, c.restUntil, c.elsewhere = time.Time{}, time.Time{}, wire.Elsewhere{}
 }
 
 // failAll ends everything that is queued or in flight.

@@ -13,6 +13,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // A stored record is its value and the tag of the write that stored it (8 bytes),
@@ -37,7 +38,7 @@ func (c control) call(ctx context.Context, op string, number int, name string, c
 		return wrap(srv.name, fmt.Errorf("%w: a record's name has 1 to %d bytes, no spaces", kvstore.ErrInvalid, maxName))
 	}
 	if ctx.Err() != nil {
-		return wrap(srv.name, contextError(ctx))
+		return wrap(srv.name, wire.ContextError(ctx))
 	}
 	if c.s.helpers.Life().Err() != nil {
 		return wrap(srv.name, kvstore.ErrClosed)
@@ -51,7 +52,7 @@ func (c control) call(ctx context.Context, op string, number int, name string, c
 		return nil
 	}
 	if ctx.Err() != nil && !isContract(err) {
-		return wrap(srv.name, contextError(ctx))
+		return wrap(srv.name, wire.ContextError(ctx))
 	}
 	return wrap(srv.name, controlError(err))
 }

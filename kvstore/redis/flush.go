@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 )
 
 // A flush asks each node that was ever written to for one sequence, on one
@@ -129,7 +130,7 @@ func (ch *channel) Flush(ctx context.Context, _ kvstore.LayerID) error {
 		return &kvstore.OpError{Op: "flush", Err: kvstore.ErrClosed}
 	}
 	if ctx.Err() != nil {
-		return &kvstore.OpError{Op: "flush", Err: contextError(ctx)}
+		return &kvstore.OpError{Op: "flush", Err: wire.ContextError(ctx)}
 	}
 	for again := true; again && ctx.Err() == nil; {
 		again = ch.flushNodes(ctx)

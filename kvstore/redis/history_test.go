@@ -7,14 +7,15 @@ import (
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
 // TestRestartFromTheLog: a server that has its log comes back with all that it
 // acknowledged, and that is found; flushes go on.
 func TestRestartFromTheLog(t *testing.T) {
 	server := redistest.Start(t, redistest.Log("everysec"))
-	var book logbook
-	s := open(t, Config{Log: book.log}, server)
+	var book wiretest.Logbook
+	s := open(t, Config{Log: book.Log}, server)
 	ch := channelOf(t, s)
 	for n := range uint64(100) {
 		want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
@@ -29,8 +30,8 @@ func TestRestartFromTheLog(t *testing.T) {
 		wantBlock(t, ch, n, block(n+500))
 	}
 	want(t, ch.Flush(bg(t), testLayer), nil)
-	if book.count("it has all of the last 100 blocks") != 1 {
-		t.Errorf("log: %q", book.lines)
+	if book.Count("it has all of the last 100 blocks") != 1 {
+		t.Errorf("log: %q", book.Lines())
 	}
 }
 
@@ -38,8 +39,8 @@ func TestRestartFromTheLog(t *testing.T) {
 // sentinel. What it lacks is found, and no flush succeeds any more.
 func TestRestartFromAnOldSnapshot(t *testing.T) {
 	server := redistest.Start(t)
-	var book logbook
-	s := open(t, Config{Log: book.log}, server)
+	var book wiretest.Logbook
+	s := open(t, Config{Log: book.Log}, server)
 	ch, other := channelOf(t, s), channelOf(t, s)
 	for n := range uint64(50) {
 		want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
@@ -56,8 +57,8 @@ func TestRestartFromAnOldSnapshot(t *testing.T) {
 	}
 	wantBlock(t, ch, 8, block(8))
 	want(t, do1(t, ch, read(60)), kvstore.ErrAbsent)
-	if book.count("lacks the newest content of 2,") != 1 {
-		t.Errorf("log: %q", book.lines)
+	if book.Count("lacks the newest content of 2,") != 1 {
+		t.Errorf("log: %q", book.Lines())
 	}
 }
 
@@ -65,8 +66,8 @@ func TestRestartFromAnOldSnapshot(t *testing.T) {
 // no longer compared: another machine may have written since.
 func TestOthersMayHaveWritten(t *testing.T) {
 	server := redistest.Start(t, redistest.Log("everysec"))
-	var book logbook
-	s := open(t, Config{Log: book.log}, server)
+	var book wiretest.Logbook
+	s := open(t, Config{Log: book.Log}, server)
 	ch := channelOf(t, s)
 	var fence kvstore.Fence
 	fence.OpenForEver()
@@ -83,8 +84,8 @@ func TestOthersMayHaveWritten(t *testing.T) {
 	server.Restart()
 	wantBlock(t, ch, 5, block(105))
 	want(t, ch.Flush(bg(t), testLayer), nil)
-	if book.count("it has all of the last 1 blocks") != 1 {
-		t.Errorf("log: %q", book.lines)
+	if book.Count("it has all of the last 1 blocks") != 1 {
+		t.Errorf("log: %q", book.Lines())
 	}
 }
 
@@ -107,7 +108,7 @@ func TestTLS(t *testing.T) {
 	want(t, l.Secrets(), nil)
 	s := openStore(t, l.Config)
 	ch := channelOf(t, s)
-	exercise(t, ch, 40)
+	wiretest.Exercise(t, ch, 40)
 	var ops []*kvstore.Op
 	for n := range uint64(kvstore.MaxBatch) {
 		ops = append(ops, write(n, kvstore.Any, block(n)))

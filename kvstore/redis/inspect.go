@@ -243,7 +243,7 @@ func (s *Store) Locate(k kvstore.Key) kvstore.Location {
 		quoted += fmt.Sprintf(`\x%02x`, b)
 	}
 	where := "-s " + shellQuote(n.addr)
-	if n.network == "tcp" {
+	if n.where.Network == "tcp" {
 		i := strings.LastIndexByte(n.addr, ':')
 		where = "-h " + shellQuote(strings.Trim(n.addr[:i], "[]")) + " -p " + n.addr[i+1:]
 	}

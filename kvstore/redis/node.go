@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/kvbfs/kvbfs/kvstore"
@@ -24,14 +22,11 @@ const slice = wire.Slice
 // node is one Redis process, shared by all channels. A node is never forgotten:
 // channels number their connections by it.
 type node struct {
-	store   *Store
-	index   int // in the store's list
-	server  int // the contract's number of the server that it belongs to
-	network string
-	addr    string
-
-	sockaddr atomic.Pointer[unix.Sockaddr] // nil until resolved
-	resolved atomic.Int64                  // when resolveAgain began last, nanoseconds
+	store  *Store
+	index  int // in the store's list
+	server int // the contract's number of the server that it belongs to
+	addr   string
+	where  wire.Address
 
 	// admin asks this very process what is about itself: CLIENT LIST, INFO.
 	admin *goredis.Client
@@ -48,44 +43,15 @@ type node struct {
 
 // newNode makes a node; it is not in the list yet.
 func (s *Store) newNode(ctx context.Context, server int, addr string) (*node, error) {
-	n := &node{store: s, server: server, network: "tcp", addr: addr}
-	if strings.HasPrefix(addr, "/") {
-		n.network = "unix"
+	n := &node{store: s, server: server, addr: addr}
+	if err := n.where.Lookup(ctx, addr); err != nil {
+		return nil, err
 	}
-	sa, err := wire.Resolve(ctx, n.network, addr)
-	if err != nil {
-		return nil, &kvstore.OpError{Op: "resolve", Server: addr, Err: fmt.Errorf("%w: %w", kvstore.ErrUnreachable, err)}
-	}
-	n.sockaddr.Store(&sa)
 	n.silence.Count = &s.silent
 	n.outage.Name, n.outage.Log = "redis "+addr, s.cfg.Log
 	n.unconfirmed.Name, n.unconfirmed.Log = "a flush on redis "+addr, s.cfg.Log
 	n.admin = goredis.NewClient(s.options(addr))
 	return n, nil
-}
-
-// A name is looked up again after so many dials in a row that led to nothing, and
-// not more often than this. Only the address changes: the sentinel still proves
-// who is there.
-const (
-	resolveAfter = 4
-	resolvePause = 5 * time.Second
-)
-
-// resolveAgain begins to look up the node's name, unless that was done lately.
-func (n *node) resolveAgain() {
-	now := wire.Clock()
-	last := n.resolved.Load()
-	if n.network == "unix" || now-last < int64(resolvePause) || !n.resolved.CompareAndSwap(last, now) {
-		return
-	}
-	n.store.helpers.Go(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, resolvePause)
-		defer cancel()
-		if sa, err := wire.Resolve(ctx, n.network, n.addr); err == nil {
-			n.sockaddr.Store(&sa)
-		}
-	})
 }
 
 // greeting counts the replies of a new connection's first commands.
@@ -299,44 +265,14 @@ func (c *conn) tick(now time.Time) {
 		c.drop(fmt.Errorf("no answer within %v", limit))
 		return
 	}
-	switch {
-	case c.probe == nil:
-		c.probe = c.node.probe()
-	case c.probe.result.Load() == probeDead:
-		// Keep the connection: what the server holds of it will be executed and
-		// answered there, before anything that we send later.
-		if now.Sub(c.probe.began) > time.Second {
-			c.probe = c.node.probe()
-		}
-	case c.probe.result.Load() == probeAlive && now.Sub(c.probe.began) > time.Second:
+	if c.elsewhere.Answers(now, c.node.store.helpers, c.node.lives) {
 		c.drop(errSilent)
 	}
 }
 
-// liveProbe asks a node on another connection whether it lives.
-type liveProbe struct {
-	began  time.Time
-	result atomic.Int32
-}
-
-const (
-	probeRunning = iota
-	probeAlive
-	probeDead
-)
-
-func (n *node) probe() *liveProbe {
-	p := &liveProbe{began: time.Now()}
-	n.store.helpers.Go(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		err := n.admin.Ping(ctx).Err()
-		var said goredis.Error
-		if err == nil || errors.As(err, &said) {
-			p.result.Store(probeAlive)
-		} else {
-			p.result.Store(probeDead)
-		}
-	})
-	return p
+// lives says whether the node answers on another connection.
+func (n *node) lives(ctx context.Context) bool {
+	err := n.admin.Ping(ctx).Err()
+	var said goredis.Error
+	return err == nil || errors.As(err, &said)
 }

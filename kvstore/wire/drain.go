@@ -61,22 +61,32 @@ func (d *Drain) Done() bool {
 // Over is closed when the server is done.
 func (d *Drain) Over() <-chan struct{} { return d.over }
 
-// How long to ask a server that answers: a proxy may never tell.
+// How long to ask a server that answers: a proxy, or a network that keeps half a
+// connection alive, may never tell.
 const (
-	drainPause = 20 * time.Millisecond
+	DrainPause = 20 * time.Millisecond // before asking again; it doubles up to a second
 	DrainLimit = 10 * time.Second
 )
+
+// NewDrain runs wait beside the data path: the drain is over when it returns. It must
+// return when its context ends.
+func NewDrain(h *Helpers, wait func(context.Context)) *Drain {
+	d := &Drain{make(chan struct{})}
+	h.Go(func(ctx context.Context) {
+		defer close(d.over)
+		wait(ctx)
+	})
+	return d
+}
 
 // StartDrain asks again and again whether the server still has the connection, until
 // it has not. asked returns whether it does, and whether it answered at all. A server that
 // answers and does not let the connection go for DrainLimit ends the wait too, with
 // a call of unproven.
 func StartDrain(h *Helpers, asked func(context.Context) (has, answered bool), unproven func()) *Drain {
-	d := &Drain{make(chan struct{})}
-	h.Go(func(ctx context.Context) {
-		defer close(d.over)
+	return NewDrain(h, func(ctx context.Context) {
 		var heard time.Time // when the server first answered
-		for pause := drainPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
+		for pause := DrainPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
 			has, answered := asked(ctx)
 			if answered && !has {
 				return
@@ -94,7 +104,6 @@ func StartDrain(h *Helpers, asked func(context.Context) (has, answered bool), un
 			}
 		}
 	})
-	return d
 }
 
 // Holds keeps changes from a server: requests were given up, so their blocks are

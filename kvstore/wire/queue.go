@@ -44,6 +44,12 @@ func (q *Queue[T]) PushFront(rs []T) {
 	q.items, q.head = append(all, q.Rest()...), 0
 }
 
+// Clear empties the queue and keeps its memory.
+func (q *Queue[T]) Clear() {
+	clear(q.items)
+	q.items, q.head = q.items[:0], 0
+}
+
 // Take empties the queue and returns what was queued. The memory goes with it.
 func (q *Queue[T]) Take() []T {
 	rest := q.Rest()

@@ -127,6 +127,21 @@ func Connected(fd int) (ready bool, err error) {
 	return true, unix.SetNonblock(fd, false)
 }
 
+// LocalPort returns the port of our end, 0 on a unix socket.
+func LocalPort(fd int) int {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0
+	}
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return a.Port
+	case *unix.SockaddrInet6:
+		return a.Port
+	}
+	return 0
+}
+
 // Bytes returns the memory of a vector.
 func Bytes(v *unix.Iovec) []byte { return unsafe.Slice(v.Base, int(v.Len)) }
 
@@ -171,20 +186,40 @@ func Send(fd int, msg *unix.Msghdr, iov []unix.Iovec) (int, error) {
 	}
 }
 
+// ReceiveBytes is Receive into one buffer.
+func ReceiveBytes(fd int, buf []byte, wait, whole bool) (int, error) {
+	// Not unix.Recvfrom, which allocates an address.
+	for flags := receiveFlags(wait, whole); ; {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])),
+			uintptr(len(buf)), uintptr(flags), 0, 0)
+		switch {
+		case errno == 0:
+			return int(n), nil
+		case errno != unix.EINTR:
+			return 0, errno
+		case wait:
+			return 0, unix.EAGAIN // see Receive
+		}
+	}
+}
+
+func receiveFlags(wait, whole bool) int {
+	switch {
+	case !wait:
+		return unix.MSG_DONTWAIT
+	case whole:
+		return unix.MSG_WAITALL
+	}
+	return 0
+}
+
 // Receive reads what is there into the vectors, in their order. With wait it
 // blocks for GraceMin at most, and with whole besides until all of them are full.
 // EAGAIN: nothing came. 0: the other end closed.
 func Receive(fd int, msg *unix.Msghdr, iov []unix.Iovec, wait, whole bool) (int, error) {
 	msg.Iov = &iov[0]
 	msg.SetIovlen(len(iov))
-	flags := unix.MSG_DONTWAIT
-	if wait {
-		flags = 0
-		if whole {
-			flags = unix.MSG_WAITALL
-		}
-	}
-	for {
+	for flags := receiveFlags(wait, whole); ; {
 		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(msg)), uintptr(flags))
 		switch errno {
 		case 0:

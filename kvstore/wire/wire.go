@@ -31,15 +31,19 @@ const Slice = 100 * time.Millisecond
 
 // Backoff returns how long to wait before the next dial: not at all after the
 // first failure, then 10 ms doubled up to a second, each with a jitter so that
-// many workers do not come back in step.
-func Backoff(failures int) time.Duration {
+// many workers do not come back in step. jitter returns a random time from 0 up to
+// its argument: [Jitter], unless a simulation chooses.
+func Backoff(failures int, jitter func(time.Duration) time.Duration) time.Duration {
 	if failures == 0 {
 		return 0
 	}
 	d := 10 * time.Millisecond << min(failures-1, 7)
 	d = min(d, time.Second)
-	return d/2 + rand.N(d/2+1)
+	return d/2 + jitter(d/2)
 }
+
+// Jitter returns a random time from 0 up to limit.
+func Jitter(limit time.Duration) time.Duration { return rand.N(limit + 1) }
 
 // start is some time before anything began.
 var start = time.Now().Add(-time.Hour)

@@ -2,11 +2,8 @@ package failover
 
 import (
 	"context"
-	"errors"
 	"flag"
-	"fmt"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,6 +15,7 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore/redis"
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
 	"github.com/kvbfs/kvbfs/kvstore/storetest"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
 func TestMain(m *testing.M) {
@@ -30,13 +28,20 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
 }
 
-const testLayer = kvstore.LayerID(0xabcd1234)
+// Short names of what the tests share.
+var (
+	bg        = wiretest.Background
+	channelOf = wiretest.ChannelOf
+	key       = wiretest.Key
+	block     = wiretest.Block
+	write     = wiretest.Write
+	read      = wiretest.Read
+	do1       = wiretest.Do1
+	want      = wiretest.Want
+	wantBlock = wiretest.WantBlock
+)
 
-func bg(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
+const testLayer = wiretest.Layer
 
 // openStore opens a store of one server, proven and joined.
 func openStore(t testing.TB, cfg redis.Config) *redis.Store {
@@ -53,96 +58,14 @@ func openStore(t testing.TB, cfg redis.Config) *redis.Store {
 			t.Error(err)
 		}
 	})
-	p := storetest.Place(1).Prove("kvbfs:test:sentinel")
-	name, value := p.Sentinel(0)
-	if err := s.Control().Add(bg(t), 0, name, value); err != nil && !errors.Is(err, kvstore.ErrExists) {
-		t.Fatal(err)
-	}
-	want(t, s.Join(p), nil)
+	wiretest.Join(t, s, storetest.Place(1).Prove("kvbfs:test:sentinel"))
 	return s
 }
-
-func channelOf(t testing.TB, s *redis.Store) kvstore.Channel {
-	t.Helper()
-	ch, err := s.Channel(bg(t))
-	want(t, err, nil)
-	t.Cleanup(func() { ch.Close() })
-	return ch
-}
-
-func key(n uint64) kvstore.Key { return kvstore.Key{Layer: testLayer, Number: n} }
 
 func blockKey(k kvstore.Key) string {
 	var b [kvstore.KeySize]byte
 	k.Put(b[:])
 	return string(b[:])
-}
-
-// block is the content of a seed.
-func block(seed uint64) []byte {
-	b := make([]byte, kvstore.BlockSize)
-	r := rand.NewPCG(seed, 1)
-	for i := 0; i < len(b); i += 64 {
-		v := r.Uint64()
-		for j := range 8 {
-			b[i+j] = byte(v >> (8 * j))
-		}
-	}
-	return b
-}
-
-func write(n uint64, e kvstore.Expect, data []byte) *kvstore.Op {
-	return &kvstore.Op{Code: kvstore.Write, Expect: e, Key: key(n), Data: data, Seed: 7}
-}
-
-func read(n uint64) *kvstore.Op {
-	return &kvstore.Op{Code: kvstore.Read, Key: key(n), Data: make([]byte, kvstore.BlockSize), Seed: 7}
-}
-
-// do1 executes one operation.
-func do1(t testing.TB, ch kvstore.Channel, op *kvstore.Op) error {
-	t.Helper()
-	ch.Do(bg(t), []*kvstore.Op{op})
-	return op.Err
-}
-
-func want(t testing.TB, got, want error) {
-	t.Helper()
-	if !errors.Is(got, want) || (want == nil) != (got == nil) {
-		t.Fatalf("got %v, want %v", got, want)
-	}
-}
-
-func wantBlock(t testing.TB, ch kvstore.Channel, n uint64, data []byte) {
-	t.Helper()
-	r := read(n)
-	want(t, do1(t, ch, r), nil)
-	if string(r.Data) != string(data) {
-		t.Fatalf("block %d is not what was written", n)
-	}
-}
-
-// logbook collects what a store logs.
-type logbook struct {
-	mu    sync.Mutex // guards lines
-	lines []string
-}
-
-func (l *logbook) log(format string, args ...any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.lines = append(l.lines, fmt.Sprintf(format, args...))
-}
-
-func (l *logbook) count(part string) (n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, s := range l.lines {
-		if strings.Contains(s, part) {
-			n++
-		}
-	}
-	return n
 }
 
 // load writes and reads blocks on channels of its own until it is stopped; each must

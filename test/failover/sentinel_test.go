@@ -9,6 +9,7 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore/redis"
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
 	"github.com/kvbfs/kvbfs/kvstore/storetest"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
 // TestSentinelConformance is the suite on a master that Sentinels name, with flushes
@@ -71,8 +72,8 @@ func TestFailoverBehind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := redistest.Sentinel(t, 1)
-			book := &logbook{}
-			s := openStore(t, redis.Config{Mode: redis.Sentinel, Servers: w.Addrs(), Master: redistest.MasterName, Log: book.log})
+			book := &wiretest.Logbook{}
+			s := openStore(t, redis.Config{Mode: redis.Sentinel, Servers: w.Addrs(), Master: redistest.MasterName, Log: book.Log})
 			ch := channelOf(t, s)
 			for n := range uint64(20) {
 				want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
@@ -111,8 +112,8 @@ func TestFailoverBehind(t *testing.T) {
 				t.Error("the replica did not take over")
 			}
 			want(t, ch.Flush(ctx, testLayer), kvstore.ErrServerLost)
-			if book.count("went back in time") != 1 {
-				t.Errorf("log: %q", book.lines)
+			if book.Count("went back in time") != 1 {
+				t.Errorf("log: %q", book.Lines())
 			}
 		})
 	}
@@ -125,8 +126,8 @@ func TestReplicasAreWaitedFor(t *testing.T) {
 	master := redistest.Start(t, redistest.TCP())
 	replica := redistest.Start(t, redistest.TCP(), redistest.Args("--replicaof", "127.0.0.1 "+master.Port()))
 	redistest.Eventually(t, "the replica follows", func() bool { return replica.Info("replication", "master_link_status") == "up" })
-	book := &logbook{}
-	s := openStore(t, redis.Config{Servers: []string{master.Addr()}, WaitReplicas: 1, Log: book.log})
+	book := &wiretest.Logbook{}
+	s := openStore(t, redis.Config{Servers: []string{master.Addr()}, WaitReplicas: 1, Log: book.Log})
 	if d := s.Properties().Durability; d != kvstore.Server {
 		t.Errorf("durability %v", d)
 	}
@@ -138,8 +139,8 @@ func TestReplicasAreWaitedFor(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	want(t, ch.Flush(ctx, testLayer), kvstore.ErrTimeout)
-	if book.count("not confirmed") == 0 {
-		t.Errorf("log: %q", book.lines)
+	if book.Count("not confirmed") == 0 {
+		t.Errorf("log: %q", book.Lines())
 	}
 	done := make(chan error)
 	go func() { done <- ch.Flush(bg(t), testLayer) }()

@@ -102,7 +102,7 @@ var may = map[string][]string{
 	"kvstore":           {},
 	"kvstore/pool":      {"kvstore"},
 	"kvstore/volume":    {"kvstore", "kvstore/pool"},
-	"kvstore/memcached": {"kvstore"},
+	"kvstore/memcached": {"kvstore", "kvstore/wire"},
 	"kvstore/redis":     {"kvstore", "kvstore/wire"},
 	"kvstore/wire":      {"kvstore"},
 	"kvstore/bolt":      {"kvstore"},

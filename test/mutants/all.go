@@ -104,7 +104,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "a connection is replaced before the old one is drained", File: "kvstore/memcached/conn.go",
-		Old: "		if !c.haunt.done() {\n			return\n		}\n", New: "",
+		Old: "		if !c.haunt.Done() {\n			return\n		}\n", New: "",
 		Package: "test/sim", Test: "TestLinearizable",
 	},
 	{
