@@ -14,8 +14,8 @@ import (
 )
 
 // FuzzRequests decodes a script into FUSE requests, well-formed and not, and sends
-// them to the file system over the decoder of one of the transports, one by one or,
-// on the rings, several as one batch. Every answer is compared with a model of names
+// them to the file system by one of the transports, or by go-fuse's decoder alone, one
+// by one or, over a transport, several as one batch. Every answer is compared with a model of names
 // and bytes, and so is what the volumes hold in the end.
 func FuzzRequests(f *testing.F) {
 	for _, s := range wireScripts() {
@@ -35,9 +35,9 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// wireScripts are scripts to begin with: each kind of request, over each transport.
+// wireScripts are scripts to begin with: each kind of request, each way.
 func wireScripts() (out [][]byte) {
-	for _, transport := range []byte{0, 1} {
+	for transport := range byte(wireWays) {
 		s := []byte{transport, kLookup, 0, 0, kOpen, 0, 0, 2}
 		s = append(s, kWrite, 0, 0, 0, 0, 0, 8, 7, kRead, 0, 0, 0, 0, 0, 8, kFsync, 0, 0, kFallocate, 0, 0, 0, 8, 0, 8, 1)
 		s = append(s, kLseek, 0, 0, 0, 0, 3, kGetattr, 0, 0, kSetattr, 0, 0, 8, 20, kRelease, 0, 0)
@@ -91,7 +91,7 @@ const (
 // Flags of a step.
 const (
 	poke = 0x80 // a byte of the request is changed before it is sent
-	hold = 0x40 // on the rings: it waits for more, to go as one batch
+	hold = 0x40 // over a transport: it waits for more, to go as one batch
 	cut  = 0x20 // its length is not what it should be
 )
 
@@ -326,26 +326,19 @@ func (s *wireScript) spoil(q *wireRequest, flags byte) {
 
 func runWireScript(r *wireRig, b []byte) {
 	s := &wireScript{b: b, m: newWireModel(r)}
-	overRings := s.byte()&1 != 0
+	way := wireWay(s.byte()) % wireWays
 	var batch []*wireRequest
 	send := func() {
 		if len(batch) == 0 {
 			return
 		}
-		var answers []wireAnswer
-		var err error
-		if overRings {
-			answers, err = r.overRings(batch)
-		} else {
-			answers = make([]wireAnswer, 1)
-			answers[0], err = r.overDev(batch[0])
-		}
+		answers, err := r.send(way, batch)
 		if err != nil {
 			r.t.Fatal(err)
 		}
 		for i, q := range batch {
-			if err := s.m.judge(q, answers[i], overRings); err != nil {
-				r.t.Fatalf("rings %v, step %d, opcode %d, node %d, args %x, payload of %d, said %d: %v", overRings, q.unique()/2, q.opcode(), q.node(), q.args, len(q.payload), q.said, err)
+			if err := s.m.judge(q, answers[i], way); err != nil {
+				r.t.Fatalf("over %v, step %d, opcode %d, node %d, args %x, payload of %d, said %d: %v", way, q.unique()/2, q.opcode(), q.node(), q.args, len(q.payload), q.said, err)
 			}
 		}
 		batch = batch[:0]
@@ -362,7 +355,7 @@ func runWireScript(r *wireRig, b []byte) {
 			send()
 		}
 		batch = append(batch, q)
-		if !overRings || !held || len(batch) == wireEntries || !q.plain() {
+		if way == wayCold || !held || len(batch) == wireEntries || !q.plain() {
 			send()
 		}
 	}

@@ -52,9 +52,9 @@ var argsOf = map[uint32]int{
 
 // asGot is the request as its receiver should understand it; ok is false if it is
 // too short to be understood.
-func (q *wireRequest) asGot(overRings bool) (args, payload []byte, ok bool) {
+func (q *wireRequest) asGot(way wireWay) (args, payload []byte, ok bool) {
 	args, payload = q.args, q.payload
-	if overRings {
+	if way == wayRings {
 		// The kernel's word on the payload counts, within the buffer, and then the header's
 		// on the rest.
 		n := min(int(q.said), wirePayload)
@@ -69,6 +69,10 @@ func (q *wireRequest) asGot(overRings bool) (args, payload []byte, ok bool) {
 		}
 	}
 	flat := append(append([]byte(nil), args...), payload...)
+	if op := q.opcode(); way == wayDev && (op == opRead || op == opWrite) {
+		n := min(len(flat), 40)
+		return flat[:n], flat[n:], n >= 24
+	}
 	want, known := argsOf[q.opcode()]
 	if !known || len(flat) < want {
 		return nil, nil, false
@@ -86,14 +90,16 @@ func nameIn(payload []byte) string {
 }
 
 // judge says what is wrong with an answer, and does to the model what it means.
-func (m *wireModel) judge(q *wireRequest, a wireAnswer, overRings bool) error {
+func (m *wireModel) judge(q *wireRequest, a wireAnswer, way wireWay) error {
 	switch e := syscall.Errno(a.errno); {
+	case e == syscall.EAGAIN && way == wayCold && q.opcode() == opInterrupt:
+		return nil // go-fuse asks the kernel to come again; package cold does not pass that on
 	case a.errno < 0 || a.errno > 133, e == syscall.EINTR, e == syscall.EAGAIN:
 		return fmt.Errorf("errno %d", a.errno)
 	case a.errno != 0 && len(a.data) > 0:
 		return fmt.Errorf("%v with %d bytes", e, len(a.data))
 	}
-	args, payload, ok := q.asGot(overRings)
+	args, payload, ok := q.asGot(way)
 	if !ok {
 		if _, known := argsOf[q.opcode()]; known && a.errno == 0 && q.opcode() != opForget {
 			return fmt.Errorf("a request that is cut was answered with success")
@@ -103,9 +109,9 @@ func (m *wireModel) judge(q *wireRequest, a wireAnswer, overRings bool) error {
 	var want error
 	switch q.opcode() {
 	case opRead:
-		return m.read(args, a, overRings)
+		return m.read(args, a, way)
 	case opWrite:
-		want = m.write(args, payload, a, overRings)
+		want = m.write(args, payload, a, way)
 	case opFallocate:
 		want = m.fallocate(args)
 	case opLseek:
@@ -138,10 +144,10 @@ func (m *wireModel) bytesOf(h *wireHandle) *[]byte {
 	return m.disks[h.n.name]
 }
 
-func (m *wireModel) read(args []byte, a wireAnswer, overRings bool) error {
+func (m *wireModel) read(args []byte, a wireAnswer, way wireWay) error {
 	h, off, n := m.handles[u64(args, 0)], u64(args, 8), uint64(u32(args, 16))
-	if n > wirePayload && a.errno == int(syscall.EIO) {
-		return nil // no room for the answer
+	if a.errno == int(syscall.EIO) && (n > wirePayload || len(args) < argsOf[opRead]) {
+		return nil // no room for the answer; too short for go-fuse, which serves the rare ones
 	}
 	if h == nil {
 		return same(syscall.EBADF, a)
@@ -152,7 +158,7 @@ func (m *wireModel) read(args []byte, a wireAnswer, overRings bool) error {
 	var want []byte
 	if d := m.bytesOf(h); d != nil && off < uint64(len(*d)) {
 		want = (*d)[off:min(off+min(n, wirePayload+512), uint64(len(*d)))]
-		if overRings {
+		if way == wayRings {
 			want = want[:min(len(want), wirePayload)]
 		}
 	}
@@ -174,10 +180,13 @@ func firstDifference(a, b []byte) int {
 	return min(len(a), len(b))
 }
 
-func (m *wireModel) write(args, payload []byte, a wireAnswer, overRings bool) error {
+func (m *wireModel) write(args, payload []byte, a wireAnswer, way wireWay) error {
 	h, off := m.handles[u64(args, 0)], u64(args, 8)
+	if e := syscall.Errno(a.errno); len(args) != argsOf[opWrite] && (e == syscall.EIO || e == syscall.EINVAL) {
+		return e // see read; what is longer go-fuse takes for data
+	}
 	misfit := uint64(u32(args, 16)) != uint64(len(payload))
-	if misfit && (overRings || h != nil && h.n != nil) {
+	if misfit && (way != wayCold || h != nil && h.n != nil) {
 		return syscall.EINVAL
 	}
 	if h == nil || h.n == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"github.com/kvbfs/kvbfs/fusefs/devfuse"
 	"github.com/kvbfs/kvbfs/fusefs/uring"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/mem"
@@ -61,6 +63,18 @@ func (q *wireRequest) flat() []byte {
 	return append(append(b, q.args...), q.payload...)
 }
 
+// wireWay is how a request comes in.
+type wireWay int
+
+const (
+	wayCold  wireWay = iota // go-fuse's decoder alone
+	wayRings                // package uring
+	wayDev                  // package devfuse
+	wireWays
+)
+
+func (w wireWay) String() string { return [...]string{"go-fuse", "rings", "/dev/fuse"}[w] }
+
 // wireAnswer is what came back.
 type wireAnswer struct {
 	errno int
@@ -76,6 +90,7 @@ type wireRig struct {
 	w      *volume.Worker
 	hot    *inplace
 	off    *uring.Offline
+	dev    *devfuse.Offline
 	out    []byte
 	panics atomic.Pointer[string]
 }
@@ -117,11 +132,13 @@ func newWireRig(t testing.TB) *wireRig {
 	check(r.hello())
 	r.off, err = uring.NewOffline(wireEntries, wirePayload)
 	check(err)
+	r.dev, err = devfuse.NewOffline(wirePayload)
+	check(err)
 	r.hot = newInplace(s, 1)
 	t.Cleanup(func() {
 		err := s.closer.wait(ctx)
 		s.cancel()
-		for _, e := range []error{s.disp.close(), r.w.Close(), r.disk.Close(ctx), r.vols.Close(ctx), p.Close(), st.Close(), r.off.Close()} {
+		for _, e := range []error{s.disp.close(), r.w.Close(), r.disk.Close(ctx), r.vols.Close(ctx), p.Close(), st.Close(), r.off.Close(), r.dev.Close()} {
 			if err == nil {
 				err = e
 			}
@@ -150,8 +167,8 @@ func (r *wireRig) log(format string, args ...any) {
 	}
 }
 
-// overDev sends a request by go-fuse's decoder.
-func (r *wireRig) overDev(q *wireRequest) (wireAnswer, error) {
+// overCold sends a request by go-fuse's decoder alone.
+func (r *wireRig) overCold(q *wireRequest) (wireAnswer, error) {
 	clear(r.out[:16])
 	n, st := r.s.cold.ps.HandleRequest([][]byte{q.flat()}, [][]byte{r.out})
 	switch {
@@ -191,6 +208,51 @@ func (r *wireRig) overRings(batch []*wireRequest) ([]wireAnswer, error) {
 		answers[i] = wireAnswer{errno, data}
 	}
 	return answers, nil
+}
+
+// overDev sends requests as one batch of /dev/fuse.
+func (r *wireRig) overDev(batch []*wireRequest) ([]wireAnswer, error) {
+	entries := make([]*devfuse.Entry, len(batch))
+	for i, q := range batch {
+		var err error
+		if entries[i], err = r.dev.Request(q.flat()); err != nil {
+			return nil, err
+		}
+	}
+	readerHandler{r.hot}.Batch(0, entries)
+	replies, err := r.dev.Answers()
+	if err != nil {
+		return nil, err
+	}
+	answers := make([]wireAnswer, len(batch))
+	for i, q := range batch {
+		at := slices.IndexFunc(replies, func(b []byte) bool { return binary.NativeEndian.Uint64(b[8:]) == q.unique() })
+		if at < 0 {
+			if op := q.opcode(); op != opForget && op != opBatchForget && op != opInterrupt {
+				return nil, fmt.Errorf("opcode %d got no answer", op)
+			}
+			continue
+		}
+		b := replies[at]
+		replies = slices.Delete(replies, at, at+1)
+		answers[i] = wireAnswer{-int(int32(binary.NativeEndian.Uint32(b[4:]))), b[16:]}
+	}
+	if len(replies) > 0 {
+		return nil, fmt.Errorf("%d answers that nobody asked for, or twice", len(replies))
+	}
+	return answers, nil
+}
+
+// send takes requests the way that is named; all but go-fuse's alone take several.
+func (r *wireRig) send(way wireWay, batch []*wireRequest) ([]wireAnswer, error) {
+	switch way {
+	case wayRings:
+		return r.overRings(batch)
+	case wayDev:
+		return r.overDev(batch)
+	}
+	a, err := r.overCold(batch[0])
+	return []wireAnswer{a}, err
 }
 
 // content reads the whole of a volume past the file system.
