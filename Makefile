@@ -56,7 +56,7 @@ CYCLES ?= 50
 .PHONY: soak
 soak: deps build ## the faults of the matrix at full length, and CYCLES kills under sqlite on ext4 and XFS
 	KVBFS_E2E_LONG=1 KVBFS_BANK_CYCLES=$(CYCLES) KVBFS_E2E_CYCLES=$(CYCLES) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 24h -v \
-	  -run 'TestBank|TestCrash$$|TestStopped|TestOtherServersGoOn|TestIOTimeoutInTime|TestRefusedAndMute|TestTakeover|TestAbort|TestFaultsOverRedis' ./test/e2e/
+	  -run 'TestBank|TestCrash$$|TestStopped|TestOtherServersGoOn|TestIOTimeoutInTime|TestRefusedAndMute|TestTakeover|TestClocks|TestAcceptLoss|TestAbort|TestFaultsOverRedis' ./test/e2e/
 SEEDS ?= 1000
 PREFIXES ?= 2000
 

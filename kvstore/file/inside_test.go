@@ -1,6 +1,7 @@
 package file
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -291,5 +292,27 @@ func TestColdReads(t *testing.T) {
 				t.Fatalf("%d blocks cold: block %d holds %d, want %d", cold, o.Key.Number, o.Data[0], want)
 			}
 		}
+	}
+}
+
+// TestNoChecksum: the store gives what the local file system gives, right or wrong.
+func TestNoChecksum(t *testing.T) {
+	s, ch := open(t, filepath.Join(t.TempDir(), "store"))
+	if err := errors.Join(do(ch, op(kvstore.Write, 1, 7)), ch.Flush(context.Background(), layerOne)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(s.layerPath(layerOne, ".blk"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{8}, kvstore.BlockSize+100); err != nil {
+		t.Fatal(err)
+	}
+	want := op(kvstore.Read, 1, 7)
+	want.Data[100] = 8
+	got := op(kvstore.Read, 1, 0)
+	if err := do(ch, got); err != nil || !bytes.Equal(got.Data, want.Data) {
+		t.Errorf("a changed byte: %v", err)
 	}
 }

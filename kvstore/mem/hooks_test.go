@@ -65,6 +65,22 @@ func TestHooks(t *testing.T) {
 	}
 }
 
+// TestNothingOutlivesTheProcess: what it promises, and that it keeps nothing aside.
+func TestNothingOutlivesTheProcess(t *testing.T) {
+	s, ch := open(t, mem.Config{})
+	if d := s.Properties().Durability; d != kvstore.Volatile {
+		t.Errorf("durability %v", d)
+	}
+	k := kvstore.Key{Layer: 1}
+	if err := errors.Join(do(ch, kvstore.Write, k, 1), ch.Flush(context.Background(), 1)); err != nil {
+		t.Fatal(err)
+	}
+	_, other := open(t, mem.Config{})
+	if err := do(other, kvstore.Read, k, 0); !errors.Is(err, kvstore.ErrAbsent) {
+		t.Errorf("another store has the block: %v", err)
+	}
+}
+
 // Counters tell what reached a server, and nothing else.
 func TestCounters(t *testing.T) {
 	s, ch := open(t, mem.Config{})

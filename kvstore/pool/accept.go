@@ -78,7 +78,7 @@ func (p *Pool) replacePool(ctx context.Context, t *table, rec *poolRecord) error
 	if err != nil {
 		return err
 	}
-	h.nonce, h.revision = newID(), max(h.revision+1, uint64(time.Now().UnixNano()))
+	h.nonce, h.revision = newID(), max(h.revision+1, uint64(p.opt.Now().UnixNano()))
 	value := seal(name, h, rec.encode())
 	for _, number := range t.numbers {
 		if err := p.copyTo(ctx, number, name, h, value); err != nil {

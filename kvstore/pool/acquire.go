@@ -47,7 +47,11 @@ func (a *acquisition) take(ctx context.Context) (sent int64, err error) {
 			}
 			continue
 		}
+		if err := a.mayUpgrade(ctx, r); err != nil {
+			return 0, err
+		}
 		a.prepare(r)
+		a.inherit()
 		sent = kvstore.Boottime()
 		err = l.pool.writeLease(ctx, old, &l.mine)
 		switch {
@@ -75,6 +79,9 @@ func (a *acquisition) mayTake(r *leaseRecord, old stored) bool {
 		at, ttl, held = r.at, r.ttl, r.held
 		if r.holder == a.fresh {
 			return true // our own, stored by a try that did not learn it
+		}
+		if u := a.opt.Upgrade; u != nil && u.leftByHeir(r) {
+			return true
 		}
 	}
 	if r != nil && len(r.readers) > 0 {
@@ -157,11 +164,11 @@ func (a *acquisition) wait(ctx context.Context, r *leaseRecord) error {
 	case a.opt.Wait < 0,
 		a.opt.Wait == 0 && a.alive,
 		a.opt.Wait > 0 && waited >= a.opt.Wait:
-		return heldError(volume, r)
+		return heldError(volume, a.others(r))
 	}
 	if !a.told && a.opt.Notify != nil {
 		a.told = true
-		a.opt.Notify(waitMessage(volume, r, ttl))
+		a.opt.Notify(waitMessage(volume, a.others(r), ttl))
 	}
 	// A tenth of the TTL finds a released or expired lease soon enough; the least
 	// and the most keep short ones cheap and long ones responsive.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -108,7 +107,7 @@ func (p *Pool) save(ctx context.Context, t *table, name string, old stored, h he
 	h.nonce = newID()
 	// The first term alone rises within the life of a record. The second one keeps
 	// it rising when a catalogue was lost and begun again.
-	h.revision = max(old.head.revision+1, uint64(time.Now().UnixNano()))
+	h.revision = max(old.head.revision+1, uint64(p.opt.Now().UnixNano()))
 	value := seal(name, h, body)
 	if len(value) > kvstore.MaxRecord {
 		return p.opError("write record", t.master, name, kvstore.ErrFull)

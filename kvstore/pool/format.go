@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sort"
 	"strings"
-	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -190,7 +189,7 @@ func (p *Pool) newPool(ctx context.Context) (*poolRecord, error) {
 	if len(p.servers) > maxServers {
 		return nil, fmt.Errorf("%d servers are too many for a pool: at most %d: %w", len(p.servers), maxServers, kvstore.ErrInvalid)
 	}
-	r := &poolRecord{uuid: newID(), version: 1, created: time.Now()}
+	r := &poolRecord{uuid: newID(), version: 1, created: p.opt.Now()}
 	for i, address := range p.servers {
 		if address == "" || len(address) > maxAddress || slices.Index(p.servers, address) != i {
 			return nil, fmt.Errorf("address %q cannot be a server of a pool, or is named twice: %w", address, kvstore.ErrInvalid)

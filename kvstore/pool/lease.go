@@ -51,8 +51,10 @@ type LeaseOptions struct {
 	// Notify, if not nil, is told what Acquire waits for.
 	Notify func(msg string)
 
-	// Upgrade is a share of this Pool, or nil: it is no obstacle to Acquire, and is
-	// over when that succeeds.
+	// Upgrade is a share of this Pool, or nil. It is no obstacle to Acquire, which is
+	// ErrHeld if somebody wrote since the share began, and goes on meanwhile. After
+	// Acquire the caller abandons one of the two: the share before it writes, or the
+	// new lease if it wrote nothing. The TTL is that of the share.
 	Upgrade *Lease
 
 	// steal takes the lease whoever has it: Break.
@@ -84,10 +86,12 @@ type Holder struct {
 type Lease struct {
 	pool   *Pool
 	volume Volume      // as read by Acquire
-	mine   leaseRecord // of a reader: its generation only
+	mine   leaseRecord // of a reader: its generation only, which mu guards
 	share  *share      // of a reader; nil: it may write
 	ttl    time.Duration
 	fence  kvstore.Fence
+	// upgrades is the share that this lease is to take the place of; nil: none.
+	upgrades *Lease
 
 	kick   chan struct{}    // asks for a renewal now
 	free   chan freeRequest // asks for a release
@@ -95,7 +99,7 @@ type Lease struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when the renewal goroutine has ended
 
-	mu      sync.Mutex    // guards changed, over
+	mu      sync.Mutex    // guards changed, over, and what is said to be
 	changed chan struct{} // closed and replaced when Wait has to look again
 	over    error         // why writes will never go on
 }
@@ -103,6 +107,9 @@ type Lease struct {
 // Acquire takes the volume's lease: ErrHeld, wrapped with the holder's name, if
 // somebody else has it.
 func (p *Pool) Acquire(ctx context.Context, volume string, opt LeaseOptions) (*Lease, error) {
+	if opt.Upgrade != nil {
+		opt.TTL = opt.Upgrade.ttl
+	}
 	l, opt, err := p.newLease(ctx, volume, opt)
 	if err != nil {
 		return nil, err
@@ -111,19 +118,19 @@ func (p *Pool) Acquire(ctx context.Context, volume string, opt LeaseOptions) (*L
 		l.cancel()
 		return nil, fmt.Errorf("volume %s: %w", volume, err)
 	}
+	l.upgrades = opt.Upgrade
 	a := acquisition{lease: l, opt: opt, began: kvstore.Boottime(), fresh: l.mine.holder, since: l.mine.since}
 	sent, err := a.take(ctx)
 	if err != nil {
 		l.cancel()
+		l.end(err)
 		return nil, err
 	}
 	if err := l.publish(ctx); err != nil {
-		l.undo(ctx, a.fresh)
-		return nil, err
+		return nil, a.fail(ctx, err)
 	}
 	if !l.start(sent) {
-		l.undo(ctx, a.fresh)
-		return nil, fmt.Errorf("acquire %s: %w", volume, kvstore.ErrClosed)
+		return nil, a.fail(ctx, fmt.Errorf("acquire %s: %w", volume, kvstore.ErrClosed))
 	}
 	return l, nil
 }
@@ -148,7 +155,7 @@ func (p *Pool) newLease(ctx context.Context, volume string, opt LeaseOptions) (*
 	}
 	l := &Lease{pool: p, volume: v, ttl: opt.TTL,
 		mine: leaseRecord{held: true, volume: v.UUID, holder: newID(), at: p.host, pid: uint32(os.Getpid()),
-			ttl: opt.TTL, since: time.Now().UTC(), poolVersion: p.table.Load().record.version, hostname: host},
+			ttl: opt.TTL, since: p.opt.Now().UTC(), poolVersion: p.table.Load().record.version, hostname: host},
 		kick: make(chan struct{}, 1), free: make(chan freeRequest),
 		ended: make(chan struct{}), changed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -160,7 +167,6 @@ func (p *Pool) newLease(ctx context.Context, volume string, opt LeaseOptions) (*
 // freed, it would be the next holding that begins, and what the crash left to be
 // recovered would be taken for old.
 func (l *Lease) undo(ctx context.Context, fresh [16]byte) {
-	defer l.cancel()
 	if l.mine.holder != fresh {
 		return
 	}
@@ -275,4 +281,8 @@ func (l *Lease) Fence() *kvstore.Fence { return &l.fence }
 func (l *Lease) ID() [16]byte { return l.mine.holder }
 
 // Generation of this holding; of a share that of the last writer.
-func (l *Lease) Generation() uint64 { return l.mine.generation }
+func (l *Lease) Generation() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mine.generation
+}

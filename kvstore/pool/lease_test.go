@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,10 +19,17 @@ import (
 // rules hold whenever it does.
 const testTTL = 120 * time.Millisecond
 
-// host opens a pool as a daemon of another machine (its own runtime directory).
+// host opens a pool as a daemon of another machine (its own runtime directory), on
+// which somebody sets the clock all the time.
 func host(t testing.TB, st *mem.Store) (*Pool, *rig) {
 	r := newRig(st)
-	return open(t, r, Options{RuntimeDir: t.TempDir()}), r
+	return open(t, r, Options{RuntimeDir: t.TempDir(), Now: jumping}), r
+}
+
+// jumping is a time of day that is wrong by up to a week, in either direction.
+func jumping() time.Time {
+	const week = 7 * 24 * time.Hour
+	return time.Now().Add(rand.N(2*week) - week)
 }
 
 func acquire(t testing.TB, p *Pool, opt LeaseOptions) *Lease {

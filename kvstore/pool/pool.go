@@ -47,6 +47,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -85,6 +86,9 @@ type Options struct {
 	RuntimeDir string
 	// Log receives what a user should know of. nil: discarded.
 	Log func(format string, args ...any)
+	// Now is the time of day for what is noted in records. Nothing waits for it or
+	// runs out by it. nil: time.Now.
+	Now func() time.Time
 	// Damaged opens the pool although servers lost their sentinels, to look at what
 	// is lost: see Lost. Nothing is written, nor remembered.
 	Damaged bool
@@ -122,6 +126,9 @@ type Pool struct {
 func Open(ctx context.Context, st kvstore.Store, opt Options) (*Pool, error) {
 	if opt.Name == "" {
 		opt.Name = DefaultName
+	}
+	if opt.Now == nil {
+		opt.Now = time.Now
 	}
 	if err := CheckName(opt.Name); err != nil {
 		return nil, fmt.Errorf("name of the pool: %w", err)

@@ -263,6 +263,7 @@ func (l *Lease) end(why error) {
 	l.mu.Lock()
 	l.over = why
 	l.mu.Unlock()
+	l.orphan()
 	l.wake()
 }
 

@@ -32,6 +32,7 @@ import (
 type share struct {
 	lock   *readerLock
 	others watch
+	heir   heir // guarded by Lease.mu
 	// beat is what our entry says. It goes on when others dropped the entry and it is
 	// made again: from 1 on it could look to somebody as if it had stood still.
 	beat uint64
@@ -175,8 +176,8 @@ func (l *Lease) following(r *leaseRecord) *leaseRecord {
 		next = *r
 		next.readers = slices.Clone(r.readers)
 	}
-	next.tail = nil
-	next.generation = max(next.generation, l.volume.Generation)
+	next.tail, next.held = nil, false // it is free, shared, or was left by our heir
+	next.generation = max(next.generation, l.volume.Generation, l.Generation())
 	next.sequence++
 	next.poolVersion = l.pool.table.Load().record.version
 	return &next
@@ -189,12 +190,16 @@ func (l *Lease) renewShare() error {
 	defer cancel()
 	p := l.pool
 	for try := 0; ; try++ {
+		h := l.heir()
 		r, old, err := p.readLease(ctx, l.volume.UUID)
+		lost := errors.Is(err, kvstore.ErrCorrupt) || err == nil && r == nil
 		switch {
-		case errors.Is(err, kvstore.ErrCorrupt), err == nil && r == nil:
-			r, err = nil, l.lostShare(ctx)
-		case err == nil && (r.held || r.generation != l.mine.generation):
+		case err == nil && r != nil && !l.untouched(r):
 			err = fmt.Errorf("read lease ended: %w", heldError(l.volume.Name, r))
+		case (lost || err == nil && r.held) && h.lives():
+			return l.followHeir(h) // which restores what is lost
+		case lost:
+			r, err = nil, l.lostShare(ctx)
 		}
 		if err != nil {
 			return err
@@ -206,9 +211,10 @@ func (l *Lease) renewShare() error {
 		sent := kvstore.Boottime()
 		err = p.writeLease(ctx, old, next)
 		if err == nil {
-			l.moveFence(sent)
-			l.wake()
-			return nil
+			if err = l.letPass(sent+int64(l.ttl-margin(l.ttl)), h); err == nil {
+				l.wake()
+			}
+			return err
 		}
 		if !lostRace(err) {
 			return err
@@ -232,7 +238,7 @@ func (l *Lease) lostShare(ctx context.Context) error {
 		return fmt.Errorf("%w: %s was removed", ErrHeld, l.volume.Name)
 	case err != nil:
 		return err
-	case v.Generation != l.mine.generation:
+	case !l.latest(&v):
 		return fmt.Errorf("%w: %s was written to by another holder", ErrHeld, l.volume.Name)
 	}
 	return nil
@@ -246,7 +252,7 @@ func (l *Lease) leaveShare(ctx context.Context) error {
 		if err != nil && !errors.Is(err, kvstore.ErrCorrupt) {
 			return err
 		}
-		if err != nil || r == nil || r.reader(l.mine.holder) < 0 {
+		if err != nil || r == nil || r.reader(l.mine.holder) < 0 && !l.leftByHeir(r) {
 			return nil
 		}
 		next := l.following(r)

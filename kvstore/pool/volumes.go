@@ -194,7 +194,7 @@ func (p *Pool) CreateVolume(ctx context.Context, name string, size int64, mapHei
 	if err != nil {
 		return Volume{}, err
 	}
-	v := Volume{Name: name, UUID: newID(), State: Creating, Size: size, MapHeight: mapHeight, Created: time.Now().UTC()}
+	v := Volume{Name: name, UUID: newID(), State: Creating, Size: size, MapHeight: mapHeight, Created: p.opt.Now().UTC()}
 	if err := p.reserve(ctx, t, entry{name, Creating, v.UUID}); err != nil {
 		return Volume{}, err
 	}

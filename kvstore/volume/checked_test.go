@@ -17,7 +17,8 @@ type checkedStore struct {
 	t      testing.TB
 	before atomic.Pointer[func(ctx context.Context, ops []*kvstore.Op)]
 	after  atomic.Pointer[func(ops []*kvstore.Op)]
-	off    atomic.Bool // no checks: they allocate
+	flush  atomic.Pointer[func(ctx context.Context) error] // before the store's; an error is the result
+	off    atomic.Bool                                     // no checks: they allocate
 	// leave says what Try leaves to Finish; nil: a third of every other batch.
 	leave atomic.Pointer[func(op *kvstore.Op) bool]
 
@@ -96,6 +97,15 @@ func (c *checkedChannel) Finish(ctx context.Context) {
 	}
 	c.Channel.Do(ctx, left)
 	c.end(left)
+}
+
+func (c *checkedChannel) Flush(ctx context.Context, layer kvstore.LayerID) error {
+	if f := c.s.flush.Load(); f != nil {
+		if err := (*f)(ctx); err != nil {
+			return err
+		}
+	}
+	return c.Channel.Flush(ctx, layer)
 }
 
 // begin checks a batch.

@@ -167,7 +167,11 @@ func (s *Set) share(ctx context.Context, v *Volume) error {
 }
 
 // leaveTime bounds how long giving up a share waits for a server: it runs out.
-const leaveTime = 5 * time.Second
+// restoreTime is for one that goes on.
+const (
+	leaveTime   = 5 * time.Second
+	restoreTime = 2 * time.Second
+)
 
 // endReading gives up the share of the lease, if there is one.
 func (v *Volume) endReading(ctx context.Context) {
@@ -201,16 +205,17 @@ func (v *Volume) take(rec pool.Volume) {
 }
 
 // settleForReading sees to it that nobody writes to the volume. If somebody has
-// it, or a crash left local state, it is opened for writing and closed again:
-// that recovers what a dead holder left, and is refused by one that lives.
+// it, or a crash left what is to be stored, it is opened for writing and closed
+// again: that recovers what a dead holder left, and is refused by one that lives.
 func (s *Set) settleForReading(ctx context.Context, v *Volume) error {
 	_, held, err := s.pool.Holder(ctx, v.name)
 	if err != nil {
 		return err
 	}
-	_, none := os.Lstat(statePath(s.opt.RuntimeDir, v.uuid))
-	if !held && none != nil {
-		return nil
+	if !held {
+		if left, err := s.leftHere(ctx, v); err != nil || !left {
+			return err
+		}
 	}
 	w, err := s.openLocked(ctx, v.name, true)
 	if errors.Is(err, ErrInUse) {
@@ -220,6 +225,38 @@ func (s *Set) settleForReading(ctx context.Context, v *Volume) error {
 		return err
 	}
 	return w.closeLocked(ctx)
+}
+
+// leftHere says whether there is local state that must be stored before anybody
+// reads. What cannot be stored any more goes: others may share the volume for
+// reading, and would refuse that it is opened for writing.
+func (s *Set) leftHere(ctx context.Context, v *Volume) (bool, error) {
+	if _, err := os.Lstat(statePath(s.opt.RuntimeDir, v.uuid)); err != nil {
+		return false, nil
+	}
+	sf, err := lockState(s.opt.RuntimeDir, v.uuid)
+	if errors.Is(err, ErrInUse) {
+		return true, nil // who opens it for writing is told by whom
+	}
+	if err != nil {
+		return false, err
+	}
+	defer sf.leave()
+	head, left := sf.head()
+	if !left || !v.leftBy(head) {
+		return !sf.worthless(), nil
+	}
+	over, err := s.pool.Ended(ctx, v.name, head.holder, head.generation)
+	if err != nil || !over {
+		return true, err
+	}
+	s.logf("volume %s: what a crash left on this machine is dropped: its lease was given back, or somebody else wrote since", v.name)
+	return false, sf.void()
+}
+
+// leftBy says whether local state is of this volume and this boot.
+func (v *Volume) leftBy(h stateHead) bool {
+	return h.boot == bootID() && h.pool == v.set.pool.UUID() && h.volume == v.uuid && h.layer == v.layer
 }
 
 // startWriting takes the lock of this machine, then the lease, then the map: from
@@ -235,12 +272,11 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	defer func() {
 		if !opened {
 			v.state = nil
-			sf.unlock()
+			sf.leave()
 		}
 	}()
 	old, left := sf.head()
-	left = left && old.boot == bootID() && old.pool == s.pool.UUID() && old.volume == v.uuid && old.layer == v.layer &&
-		(s.prop.Presence || sf.hasMap())
+	left = left && v.leftBy(old) && (s.prop.Presence || sf.hasMap())
 	share := v.reading.Load()
 	lease, err := s.acquire(ctx, v.name, v.uuid, left, share)
 	if err != nil {
@@ -251,11 +287,15 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 		case opened:
 		case left:
 			s.keepLease(v.uuid, lease)
+		case share != nil:
+			lease.Abandon() // nothing was written
+			restore(ctx, share)
 		default:
 			giveUp(ctx, lease)
 		}
 	}()
 	s.opt.Opened(v.layer)
+	v.generation.Store(lease.Generation())
 	// What the record says may have changed until we had the lease.
 	rec, err := s.record(ctx, v.name)
 	if err != nil {
@@ -272,7 +312,6 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 		s.logf("volume %s: somebody else wrote to it since this machine crashed; what was not flushed then is dropped", v.name)
 	}
 	v.damaged.Store(rec.Damaged)
-	v.generation.Store(rec.Generation)
 	v.lease.Store(lease)
 	v.fence.Store(lease.Fence())
 	head := stateHead{boot: bootID(), pool: s.pool.UUID(), volume: v.uuid, layer: v.layer,
@@ -301,6 +340,14 @@ func giveUp(ctx context.Context, lease *pool.Lease) {
 	}
 }
 
+// restore waits until a share is what it was before an upgrade that failed. Then
+// this machine's lock is given up. If it takes long what is read waits for it.
+func restore(ctx context.Context, share *pool.Lease) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoreTime)
+	defer cancel()
+	_ = share.Wait(ctx)
+}
+
 // acquire takes the lease of a volume whose local state is locked; resume if a
 // crash left something to recover, share if it is open for reading.
 func (s *Set) acquire(ctx context.Context, name string, uuid [16]byte, resume bool, share *pool.Lease) (*pool.Lease, error) {
@@ -321,9 +368,8 @@ func (s *Set) acquire(ctx context.Context, name string, uuid [16]byte, resume bo
 	opt := s.opt.Lease
 	opt.Alone, opt.Resume, opt.Upgrade = true, resume, share
 	lease, err := s.pool.Acquire(ctx, name, opt)
-	if err == nil && share != nil && lease.Generation() != share.Generation()+1 {
-		giveUp(ctx, lease)
-		return nil, fmt.Errorf("%w: somebody else had it while it was open for reading, close it everywhere here first", pool.ErrHeld)
+	if err != nil && share != nil {
+		restore(ctx, share)
 	}
 	return lease, err
 }

@@ -148,10 +148,15 @@ func TestStale(t *testing.T) {
 	old, err := stale.Open(ctx, "v", false)
 	must(t, err)
 	r.write(v, 4096, pattern(4096, 2))
+	r.write(v, 8*4096, pattern(4096, 3))
 	must(t, r.do(Request{Kind: Discard, Vol: v, Off: 2 * 4096, N: 4096}))
 	r.flush(v)
 	must(t, v.Close(ctx)) // deletes the key
 	v = r.open("v")       // nobody is kept out
+	was := r.mem().Counters()
+	if got, err := readOn(stale, old, 8*4096, 4096); err != nil || !zero(got) {
+		t.Error("a block that was new", err)
+	}
 	if got, err := readOn(stale, old, 0, 4096); err != nil || !bytes.Equal(got, pattern(4096, 1)) {
 		t.Error("a block that nobody touched", err)
 	}
@@ -169,5 +174,8 @@ func TestStale(t *testing.T) {
 		t.Error(info.Holder, info.Readers, err)
 	}
 	must(t, old.Close(ctx))
+	if now := r.mem().Counters(); now.Writes != was.Writes || now.Discards != was.Discards {
+		t.Error("a stale reader writes to the store")
+	}
 	must(t, v.Close(ctx))
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -237,13 +238,32 @@ func (s *stateFile) unlock() {
 	_ = s.f.Close()
 }
 
-// leave is unlock for who changed nothing: a file that lockState made goes again.
+// leave is unlock for who made nothing that must stay: a file of no worth goes.
 func (s *stateFile) leave() {
-	if fi, err := s.f.Stat(); err == nil && fi.Size() == 0 {
+	if s.worthless() {
 		s.remove()
 		return
 	}
 	s.unlock()
+}
+
+// worthless says that the file has nothing to recover: it is new, was not finished,
+// is void, or is of another boot. Of other versions nobody knows.
+func (s *stateFile) worthless() bool {
+	var b [stateHeader]byte
+	n, err := s.f.ReadAt(b[:], 0)
+	if err != nil && err != io.EOF {
+		return false
+	}
+	le := binary.LittleEndian
+	boot := bootID()
+	switch {
+	case n < len(b), [8]byte(b[:8]) == [8]byte{}:
+		return true
+	case [8]byte(b[:8]) != stateMagic, le.Uint32(b[8:]) != stateVersion:
+		return false
+	}
+	return le.Uint32(b[12:]) != stateOpen || [16]byte(b[32:48]) != boot
 }
 
 // remove ends the local state: there is nothing left to recover.

@@ -1,10 +1,16 @@
 package volume
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"os"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
 )
 
 // other is a second daemon that shares no local state with the first.
@@ -66,5 +72,106 @@ func TestStaleReader(t *testing.T) {
 	must(t, err)
 	if rec.Damaged {
 		t.Fatal("a volume that lost nothing is marked as damaged")
+	}
+}
+
+// mapReads calls f for each batch that reads pages of the map.
+func (r *rig) mapReads(f func(ops []*kvstore.Op)) {
+	before := func(_ context.Context, ops []*kvstore.Op) {
+		if ops[0].Code == kvstore.Read && ops[0].Key.Kind != kvstore.KindBlock {
+			f(ops)
+		}
+	}
+	r.store.before.Store(&before)
+}
+
+// TestReadsDuringUpgrade: a volume that is open for reading is opened for writing,
+// and its map takes longer to come than several leases. What is read meanwhile is
+// right.
+func TestReadsDuringUpgrade(t *testing.T) {
+	r := newRig(t, "mem")
+	r.set.opt.Lease.TTL = 60 * time.Millisecond
+	r.create("v", 1<<20)
+	v := r.open("v")
+	r.write(v, 0, pattern(4096, 1))
+	must(t, v.Close(ctx))
+	v, err := r.set.Open(ctx, "v", false)
+	must(t, err)
+	going, begun := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.mapReads(func([]*kvstore.Op) {
+		once.Do(func() { close(begun) })
+		<-going
+	})
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.set.Open(ctx, "v", true)
+		done <- err
+	}()
+	<-begun
+	until := kvstore.Boottime() + int64(4*r.set.opt.Lease.TTL)
+	for kvstore.Boottime() < until {
+		if got, err := readOn(r.set, v, 0, 4096); err != nil || !bytes.Equal(got, pattern(4096, 1)) {
+			t.Error("during the upgrade:", err)
+			break
+		}
+	}
+	r.store.before.Store(nil)
+	close(going)
+	must(t, <-done)
+	r.write(v, 0, pattern(4096, 2))
+	must(t, v.Close(ctx))
+	must(t, v.Close(ctx))
+}
+
+// TestFailedUpgrade: opening for writing what is open for reading fails after the
+// lease was taken. Reading goes on, nobody else writes, and the next try succeeds.
+func TestFailedUpgrade(t *testing.T) {
+	r := newRig(t, "mem")
+	r.set.opt.Lease.TTL = 60 * time.Millisecond
+	r.create("v", 1<<20)
+	v := r.open("v")
+	r.write(v, 0, pattern(4096, 1))
+	must(t, v.Close(ctx))
+	other := r.machine(Options{})
+	v, err := r.set.Open(ctx, "v", false)
+	must(t, err)
+	fail := func() {
+		t.Helper()
+		after := func(ops []*kvstore.Op) { ops[0].Err = kvstore.ErrUnreachable }
+		r.store.after.Store(&after)
+		if _, err := r.set.Open(ctx, "v", true); !errors.Is(err, kvstore.ErrUnreachable) {
+			t.Fatal(err)
+		}
+		r.store.after.Store(nil)
+	}
+	fail()
+	until := kvstore.Boottime() + int64(3*r.set.opt.Lease.TTL)
+	for kvstore.Boottime() < until {
+		if got, err := readOn(r.set, v, 0, 4096); err != nil || !bytes.Equal(got, pattern(4096, 1)) {
+			t.Fatal("after an upgrade that failed:", err)
+		}
+	}
+	if _, err := other.Open(ctx, "v", true); !errors.Is(err, pool.ErrHeld) {
+		t.Fatalf("somebody else may write: %v", err)
+	}
+	theirs, err := other.Open(ctx, "v", false)
+	must(t, err)
+	must(t, theirs.Close(ctx))
+	fail()
+	up := r.open("v")
+	r.write(up, 4096, pattern(4096, 2))
+	must(t, up.Close(ctx))
+	must(t, v.Close(ctx))
+
+	v, err = r.set.Open(ctx, "v", false)
+	must(t, err)
+	fail()
+	must(t, v.Close(ctx))
+	if info, err := r.set.Info(ctx, "v"); err != nil || info.Holder != nil || info.Readers != nil {
+		t.Error("it is held though it was closed", info.Holder, info.Readers, err)
+	}
+	if _, err := os.Lstat(statePath(r.set.opt.RuntimeDir, v.uuid)); err == nil {
+		t.Error("local state is left of a volume that was not written to")
 	}
 }

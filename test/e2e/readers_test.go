@@ -100,10 +100,14 @@ func TestReaders(t *testing.T) {
 		t.Fatal("the other machine's daemon was not found")
 	}
 	must(t, syscall.Kill(daemon, syscall.SIGSTOP))
+	reading := readOn(mine)
 	rig.Eventually(t, 90*time.Second, "the volume may be written to", func() bool {
 		f, err = rig.OpenDirect(m.Image("v"))
 		return err == nil
 	})
+	if err := reading(); err != nil {
+		t.Errorf("reading while the volume was opened for writing in the same mount: %v", err)
+	}
 	fill(t, f, 64, 2)
 	is(mine, 2) // opened for reading in the same daemon
 	must(t, syscall.Kill(daemon, syscall.SIGCONT))
@@ -136,6 +140,32 @@ func TestReaders(t *testing.T) {
 	kvbfs("umount", dir)
 	kvbfs("umount", stale)
 	m.Umount()
+}
+
+// readOn reads a block again and again until what it returns is called, which tells
+// how that went.
+func readOn(fd int) (end func() error) {
+	stop, result := make(chan struct{}), make(chan error, 1)
+	go func() {
+		buf := rig.Aligned(rig.BlockSize)
+		for {
+			_, err := unix.Pread(fd, buf, 0)
+			select {
+			case <-stop:
+				result <- err
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			if err != nil {
+				result <- err
+				return
+			}
+		}
+	}()
+	return func() error {
+		close(stop)
+		return <-result
+	}
 }
 
 // logLines are the lines of all daemons' logs that contain a word.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -142,4 +143,72 @@ func successor(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
 		f2.Close()
 	}
 	m.Umount()
+}
+
+// TestClocks: a machine whose monotonic clock is a million seconds ahead (a time
+// namespace) is refused while this one holds the volume, takes it when it is free,
+// and keeps this one out. With KVBFS_E2E_LONG it also succeeds a holder that was
+// killed, when its lease has run out and not before.
+func TestClocks(t *testing.T) {
+	rig.RequireFUSE(t)
+	rig.Require(t, "unshare")
+	r := rig.New(t, 3*time.Minute)
+	ahead := []string{"unshare", "--time", "--monotonic", "1000000", "--boottime", "1000000"}
+	if res := r.Try(append(slices.Clip(ahead), "true")...); res.Code != 0 {
+		rig.Missing(t, "no time namespaces: %s", res.All())
+	}
+	store := r.MemcachedTCP(128).URL()
+	r.Create(store, "v", "16M")
+	m := r.Mount(store)
+	f := rig.Direct(t, m.Image("v"))
+	fill(t, f, 64, 1)
+	dir := r.Mkdir("theirs")
+	their := []string{"KVBFS_STATE_DIR=" + r.Mkdir("their-state"), "KVBFS_RUNTIME_DIR=" + r.Mkdir("their-run")}
+	r.Must(rig.Cmd{Args: slices.Concat(ahead, []string{r.Bin}, r.MountArgs(dir, "--store", store)), Env: their})
+	image := filepath.Join(dir, "v")
+	if _, err := rig.OpenDirect(image); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("opening what a machine with another clock holds: %v", err)
+	}
+	fill(t, f, 64, 2)
+	f.Close()
+	var g *rig.File
+	rig.Eventually(t, 60*time.Second, "the other machine may write", func() bool {
+		var err error
+		g, err = rig.OpenDirect(image)
+		return err == nil
+	})
+	buf, want := rig.Aligned(rig.BlockSize), make([]byte, rig.BlockSize)
+	must(t, g.ReadAt(buf, 63*rig.BlockSize))
+	if rig.Stamp(want, 63, 2); string(buf) != string(want) {
+		t.Error("the other machine does not read what was written last")
+	}
+	if _, err := rig.OpenDirect(m.Image("v")); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("opening what the machine with the other clock holds: %v", err)
+	}
+	g.Close()
+	rig.Eventually(t, 60*time.Second, "this machine may write again", func() bool {
+		var err error
+		f, err = rig.OpenDirect(m.Image("v"))
+		return err == nil
+	})
+	if os.Getenv("KVBFS_E2E_LONG") == "" {
+		f.Close()
+	} else {
+		m.Kill()
+		f.Close()
+		began := time.Now()
+		rig.Eventually(t, 90*time.Second, "the other machine succeeds", func() bool {
+			var err error
+			g, err = rig.OpenDirect(image)
+			return err == nil
+		})
+		if waited := time.Since(began); waited < 20*time.Second {
+			t.Errorf("the lease of a machine that was killed was taken after %v", waited)
+		}
+		g.Close()
+	}
+	r.Must(rig.Cmd{Args: []string{r.Bin, "umount", dir}, Env: their})
+	if os.Getenv("KVBFS_E2E_LONG") == "" {
+		m.Umount()
+	}
 }

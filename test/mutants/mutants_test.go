@@ -12,12 +12,15 @@ var top = filepath.Join("..", "..")
 // few are the mutants that run with every `make test`: the cheapest ones.
 var few = map[string]bool{"zeros for a lost block": true, "the buffer is kept after return": true}
 
+// planted are all of them.
+func planted() []Mutant { return slices.Concat(All, WriteBack, Leases, Mending) }
+
 // TestMutants plants a few bugs, or with KVBFS_MUTANTS=all all of them; any other
 // value picks the one of that name.
 func TestMutants(t *testing.T) {
 	which := os.Getenv("KVBFS_MUTANTS")
 	ran := 0
-	for _, m := range slices.Concat(All, WriteBack) {
+	for _, m := range planted() {
 		if which == "" && !few[m.Name] || which != "" && which != "all" && which != m.Name {
 			continue
 		}
@@ -32,7 +35,7 @@ func TestMutants(t *testing.T) {
 // TestApply: each mutant still finds the piece that it changes.
 func TestApply(t *testing.T) {
 	names := map[string]bool{}
-	for _, m := range slices.Concat(All, WriteBack) {
+	for _, m := range planted() {
 		if names[m.Name] {
 			t.Errorf("two mutants are called %q", m.Name)
 		}
