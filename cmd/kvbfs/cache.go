@@ -1,6 +1,8 @@
 package main
 
 import (
+	"github.com/kvbfs/kvbfs/cmd/internal/chain"
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 )
 
@@ -31,13 +33,32 @@ func (c cacheFlags) check() error {
 	return nil
 }
 
-// args are the flags for `kvbfs mount`.
-func (c cacheFlags) args() (args []string) {
-	if c.CacheSize != "" && c.CacheSize != "0" {
-		args = append(args, "--cache-size="+c.CacheSize)
+// flags are those that were given, for `kvbfs mount`.
+func (c cacheFlags) flags() (flags []chain.MountFlag) {
+	for _, f := range []struct {
+		name, text string
+		of         func(daemon.Caching) int64
+	}{
+		{"--cache-size=", c.CacheSize, func(m daemon.Caching) int64 { return m.Size }},
+		{"--read-ahead=", c.ReadAhead, func(m daemon.Caching) int64 { return m.ReadAhead }},
+	} {
+		if f.text != "" {
+			flags = append(flags, chain.MountFlag{Text: f.name + f.text, In: func(m daemon.Caching) bool { return f.of(m) == sizeOf(f.text) }})
+		}
 	}
-	if c.ReadAhead != "" {
-		args = append(args, "--read-ahead="+c.ReadAhead)
+	return flags
+}
+
+// sizeOf parses a size that was checked.
+func sizeOf(text string) int64 {
+	size, _ := stack.ParseSize(text)
+	return size
+}
+
+// textsOf are flags as they are written.
+func textsOf(flags []chain.MountFlag) (args []string) {
+	for _, f := range flags {
+		args = append(args, f.Text)
 	}
 	return args
 }

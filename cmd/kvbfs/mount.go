@@ -164,8 +164,8 @@ func (c *mountCmd) childArgs() []string {
 	flag(c.Store != "", "--store="+c.Store)
 	flag(c.Workers > 0, "--workers="+strconv.Itoa(c.Workers))
 	flag(len(c.Only) > 0, "--only="+strings.Join(c.Only, ","))
-	args = append(args, cacheFlags{c.CacheSize, c.ReadAhead}.args()...)
-	args = append(args, c.writeBackFlags.args()...)
+	args = append(args, textsOf(cacheFlags{c.CacheSize, c.ReadAhead}.flags())...)
+	args = append(args, textsOf(c.writeBackFlags.flags())...)
 	flag(c.AllowOther, "--allow-other")
 	flag(c.AllowRemove, "--allow-remove")
 	flag(c.IOTimeout > 0, "--io-timeout="+c.IOTimeout.String())
@@ -183,10 +183,8 @@ func (c *mountCmd) config() daemon.Config {
 	if c.Store == "" {
 		_, source = stack.DefaultURL()
 	}
-	cacheSize, _ := stack.ParseSize(c.CacheSize) // checked
-	readAhead, _ := stack.ParseSize(c.ReadAhead)
 	return daemon.Config{
-		Stack: stack.Config{URL: c.Store, Connections: c.Connections, CacheSize: cacheSize, ReadAhead: readAhead, WriteBack: c.writeBackFlags.config(),
+		Stack: stack.Config{URL: c.Store, Connections: c.Connections, CacheSize: sizeOf(c.CacheSize), ReadAhead: sizeOf(c.ReadAhead), WriteBack: c.writeBackFlags.config(),
 			WaitReplicas: c.WaitReplicas, WaitAOF: c.WaitAOF, Dangerous: c.Dangerous, Stale: c.Stale, Log: logger(os.Stderr)},
 		URLSource: source,
 		Dir:       c.Dir,

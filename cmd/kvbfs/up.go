@@ -83,7 +83,7 @@ func (c *upCmd) request() (chain.Request, error) {
 	}
 	req := chain.Request{
 		Name: c.Name, Store: c.Store, At: c.At, FS: c.FS, MkfsOptions: c.MkfsOption,
-		Rootless: c.Rootless, Dangerous: c.Dangerous, MountFlags: append(c.cacheFlags.args(), c.writeBackFlags.args()...),
+		Rootless: c.Rootless, Dangerous: c.Dangerous, MountFlags: append(c.cacheFlags.flags(), c.writeBackFlags.flags()...),
 	}
 	if err := c.cacheFlags.check(); err != nil {
 		return req, err
@@ -163,8 +163,8 @@ func (c *upCmd) childArgs() []string {
 	for _, o := range c.MkfsOption {
 		args = append(args, "--mkfs-option="+o)
 	}
-	args = append(args, c.cacheFlags.args()...)
-	args = append(args, c.writeBackFlags.args()...)
+	args = append(args, textsOf(c.cacheFlags.flags())...)
+	args = append(args, textsOf(c.writeBackFlags.flags())...)
 	if c.Dangerous {
 		args = append(args, "--dangerous")
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -32,6 +33,7 @@ type chainJSON struct {
 	Already        bool
 	MadeFS         bool `json:"made_fs"`
 	Repaired       []string
+	Ignored        []string `json:"ignored_flags"`
 }
 
 func chain(t *testing.T, r *rig.Rig, args ...string) chainJSON {
@@ -55,8 +57,13 @@ func upDown(t *testing.T, r *rig.Rig, store, fs string) {
 	if err := os.WriteFile(keep, []byte(fs), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if again := chain(t, r, up...); !again.Already || again.MadeFS || again.Device != first.Device {
+	// What the mount was started with is not named, though it was not said then.
+	again := chain(t, r, append(up, "--cache-size=64M", "--read-ahead=4M", "--cache=writethrough")...)
+	if !again.Already || again.MadeFS || again.Device != first.Device {
 		t.Errorf("up of what is up: %+v, want the same device %s", again, first.Device)
+	}
+	if !slices.Equal(again.Ignored, []string{"--cache-size=64M"}) {
+		t.Errorf("up of what is up, with flags of the mount: %+v", again)
 	}
 	if n := len(r.Loops()); n != 1 {
 		t.Errorf("%d loop devices after up twice", n)

@@ -44,6 +44,7 @@ import (
 	"regexp"
 	"slices"
 
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 )
 
@@ -91,7 +92,22 @@ type Request struct {
 	// Dangerous uses a store that may lose data as it is set up.
 	Dangerous bool
 	// MountFlags are further flags of `kvbfs mount`, if the store is not mounted yet.
-	MountFlags []string
+	MountFlags []MountFlag
+}
+
+// MountFlag is a flag of `kvbfs mount` that a running mount has, or has not.
+type MountFlag struct {
+	Text string
+	// In says whether a mount was started with what the flag asks for.
+	In func(daemon.Caching) bool
+}
+
+// texts are the flags as they are written.
+func texts(flags []MountFlag) (out []string) {
+	for _, f := range flags {
+		out = append(out, f.Text)
+	}
+	return out
 }
 
 func (r Request) dangerous() []string {
@@ -115,6 +131,8 @@ type Result struct {
 	CreatedVolume bool `json:"created_volume,omitempty"`
 	MadeFS        bool `json:"made_fs,omitempty"`
 	StartedMount  bool `json:"started_mount,omitempty"`
+	// Ignored are flags without effect, as the store was mounted without them.
+	Ignored []string `json:"ignored_flags,omitempty"`
 	// Repaired says what was found dead and put aside.
 	Repaired []string `json:"repaired,omitempty"`
 	// Left says what Down left alone because others use it.

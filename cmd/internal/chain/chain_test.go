@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/losetup"
 )
 
@@ -323,18 +324,41 @@ func TestAUsersOwnMountIsUsedAndKept(t *testing.T) {
 func TestMountFlags(t *testing.T) {
 	f := newFake()
 	c, req := start(t, f)
-	req.MountFlags = []string{"--cache-size=64M"}
+	size := func(mib int64) MountFlag {
+		return MountFlag{fmt.Sprintf("--cache-size=%dM", mib), func(m daemon.Caching) bool { return m.Size == mib<<20 }}
+	}
+	ahead := MountFlag{"--read-ahead=4M", func(m daemon.Caching) bool { return m.ReadAhead == 4<<20 }}
+	req.MountFlags = []MountFlag{size(64)}
+	f.caching = &daemon.Caching{Size: 64 << 20, ReadAhead: 4 << 20}
 	for range 2 {
 		if _, err := c.Up(t.Context(), req); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if !slices.Equal(f.mounts, req.MountFlags) || len(f.said) != 0 {
+	if !slices.Equal(f.mounts, texts(req.MountFlags)) || len(f.said) != 0 {
 		t.Errorf("mounts were started with %q; it says %q", f.mounts, f.said)
 	}
-	req.MountFlags = []string{"--cache-size=128M"}
-	if _, err := c.Up(t.Context(), req); err != nil || len(f.said) != 1 || !strings.Contains(f.said[0], "--cache-size=128M has no effect") {
-		t.Errorf("Up with other flags: %v; it says %q", err, f.said)
+	// Only what differs is named, with what to do; also where it is to be switched off.
+	for _, mib := range []int64{128, 0} {
+		f.said = nil
+		req.MountFlags = []MountFlag{size(mib), ahead}
+		res, err := c.Up(t.Context(), req)
+		if err != nil || len(f.said) != 1 || !slices.Equal(res.Ignored, []string{size(mib).Text}) ||
+			!strings.Contains(f.said[0], size(mib).Text+" has no effect") || !strings.Contains(f.said[0], "`kvbfs down "+req.Name+"`") {
+			t.Errorf("Up with other flags: %+v, %v; it says %q", res, err, f.said)
+		}
+	}
+}
+
+// A mount that the user made is ended by the user; one that does not say what it was
+// told may not have what is asked for.
+func TestMountFlagsOnAUsersMount(t *testing.T) {
+	f := newFake()
+	c, req := start(t, f)
+	f.serve("/mnt/all", testStore)
+	req.MountFlags = []MountFlag{{"--cache=writeback", func(m daemon.Caching) bool { return m.WriteBack }}}
+	if _, err := c.Up(t.Context(), req); err != nil || len(f.said) != 1 || !strings.Contains(f.said[0], "`kvbfs umount /mnt/all`") {
+		t.Errorf("Up: %v; it says %q", err, f.said)
 	}
 }
 

@@ -24,6 +24,7 @@ var errInjected = errors.New("injected")
 // the mount point are real, everything else is here.
 type fake struct {
 	daemons []daemon.Mount
+	caching *daemon.Caching // of the mounts that are started
 	table   []losetup.Mount
 	devices []losetup.Device
 	dead    map[string]bool // mount points whose daemon is gone
@@ -241,7 +242,7 @@ func (f *fake) Kvbfs(_ context.Context, store string, args ...string) error {
 
 // serve starts a daemon.
 func (f *fake) serve(dir, store string) {
-	f.daemons = append(f.daemons, daemon.Mount{Dir: dir, Store: store})
+	f.daemons = append(f.daemons, daemon.Mount{Dir: dir, Store: store, Caching: f.caching})
 	f.table = append(f.table, losetup.Mount{Point: dir, Type: "fuse.kvbfs", Source: store})
 }
 

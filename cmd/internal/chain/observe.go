@@ -9,6 +9,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/losetup"
 )
 
@@ -17,9 +18,11 @@ type found struct {
 	record *record // of an earlier run; nil: none
 	table  []losetup.Mount
 
-	dir    string   // where a living daemon serves the store; "" for nowhere
-	dead   []string // mount points of the store whose daemon is gone
-	device *losetup.Device
+	dir string // where a living daemon serves the store; "" for nowhere
+	// caching is what the daemon on dir was told; nil: not known.
+	caching *daemon.Caching
+	dead    []string // mount points of the store whose daemon is gone
+	device  *losetup.Device
 	// broken are devices of the volume that answer with errors: their mount is dead.
 	broken []losetup.Device
 	// lost is a fuse2fs mount whose volume or process is gone, "" for none.
@@ -55,8 +58,36 @@ func (c *Chain) observe(ctx context.Context, name, store string, rec *record) (*
 	if f.dir == "" {
 		f.dir = prefer(dirs, live)
 	}
+	if f.caching, err = c.cachingOn(f.dir); err != nil {
+		return nil, err
+	}
 	c.findLost(ctx, f)
 	return f, nil
+}
+
+// cachingOn is what the daemon on a directory was told of caches; nil if it does not
+// say.
+func (c *Chain) cachingOn(dir string) (*daemon.Caching, error) {
+	daemons, err := c.sys.Daemons()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range daemons {
+		if d.Dir == dir {
+			return d.Caching, nil
+		}
+	}
+	return nil, nil
+}
+
+// ignored are the flags that the mount which is there does not have.
+func (f *found) ignored(flags []MountFlag) (out []string) {
+	for _, flag := range flags {
+		if f.dir != "" && (f.caching == nil || !flag.In(*f.caching)) {
+			out = append(out, flag.Text)
+		}
+	}
+	return out
 }
 
 // living are the directories in which daemons that live serve the store.

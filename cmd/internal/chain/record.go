@@ -29,8 +29,6 @@ type record struct {
 	Made []string `json:"made,omitempty"`
 	// Mkfs: a file system was being made and may be half there.
 	Mkfs bool `json:"mkfs,omitempty"`
-	// MountFlags are what the store's mount was started with, if Up did so.
-	MountFlags []string `json:"mount_flags,omitempty"`
 }
 
 const recordVersion = 1

@@ -51,9 +51,9 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 		return res, err
 	}
 	res = Result{Name: req.Name, Store: store, Dir: f.dir, At: req.At}
-	if f.dir != "" && len(req.MountFlags) > 0 && (before == nil || !slices.Equal(before.MountFlags, req.MountFlags)) {
-		c.Notice("%s is mounted on %s already: %s has no effect there; end that mount first (`kvbfs down`, `kvbfs umount`)",
-			store, f.dir, strings.Join(req.MountFlags, " "))
+	if res.Ignored = f.ignored(req.MountFlags); len(res.Ignored) > 0 {
+		c.Notice("%s has no effect: %s is mounted on %s already, without. To change that: %s",
+			strings.Join(res.Ignored, " "), store, f.dir, c.howToRemount(req.Name, store, f.dir, res.Ignored))
 	}
 	if complete {
 		return c.complete(res, f), nil
@@ -64,9 +64,6 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 	rec := &record{Name: req.Name, Store: store, At: req.At, Rootless: req.Rootless}
 	if before != nil && before.Store == store {
 		rec.Made, rec.Mkfs = before.Made, before.Mkfs
-		if f.dir != "" {
-			rec.MountFlags = before.MountFlags
-		}
 		if before.At != req.At {
 			rec.Made = nil
 		}
@@ -86,6 +83,18 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 	}
 	c.undos = nil
 	return res, nil
+}
+
+// howToRemount says how the mount of a store comes to have other flags.
+func (c *Chain) howToRemount(name, store, dir string, flags []string) string {
+	if dir != c.privateDir(store) {
+		return fmt.Sprintf("`kvbfs umount %s`, then `kvbfs mount %s` with %s", dir, dir, strings.Join(flags, " "))
+	}
+	how := "`kvbfs down " + name + "`"
+	for _, other := range c.others(name, dir) {
+		how += ", `kvbfs down " + other + "` (it is on the same mount)"
+	}
+	return how + ", then up again"
 }
 
 // complete fills in what is up already.
@@ -200,7 +209,7 @@ func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *reco
 		res.Dir = rec.Dir
 		return c.save(rec)
 	}
-	rec.Dir, rec.MountFlags, res.StartedMount = c.privateDir(rec.Store), req.MountFlags, true
+	rec.Dir, res.StartedMount = c.privateDir(rec.Store), true
 	res.Dir = rec.Dir
 	if err := os.Mkdir(rec.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -212,7 +221,7 @@ func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *reco
 	c.onFailure("unmount "+rec.Dir, func(ctx context.Context) error {
 		return c.stopLocked(ctx, rec.Name, rec.Store, rec.Dir, new(Result))
 	})
-	return c.sys.Kvbfs(ctx, req.Store, slices.Concat([]string{"mount", rec.Dir}, req.MountFlags, req.dangerous())...)
+	return c.sys.Kvbfs(ctx, req.Store, slices.Concat([]string{"mount", rec.Dir}, texts(req.MountFlags), req.dangerous())...)
 }
 
 // appearTime is how long a volume may take to show up in the mount: the kernel

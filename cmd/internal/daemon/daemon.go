@@ -27,6 +27,8 @@ package daemon
 import (
 	"path/filepath"
 	"time"
+
+	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 )
 
 // Mount is a running daemon.
@@ -38,6 +40,24 @@ type Mount struct {
 	Log     string    `json:"log,omitempty"` // of a daemon in the background
 	Started time.Time `json:"started"`
 	Ready   bool      `json:"ready"` // it serves; else it is still starting
+	// Caching is what it was told of caches when it was started; nil: by a version
+	// that does not say.
+	Caching *Caching `json:"caching,omitempty"`
+}
+
+// Caching is what a mount was told of caches, whether the store can use them or not.
+type Caching struct {
+	Size      int64 `json:"cache_size_bytes"`
+	ReadAhead int64 `json:"read_ahead_bytes"`
+	// WriteBack: else MaxDirty and MaxAge mean nothing.
+	WriteBack bool          `json:"write_back"`
+	MaxDirty  int64         `json:"max_dirty_bytes"`
+	MaxAge    time.Duration `json:"max_dirty_age_ns"`
+}
+
+// cachingOf says what a stack is to have of caches.
+func cachingOf(c stack.Config) *Caching {
+	return &Caching{c.CacheSize, c.ReadAhead, c.WriteBack.On, c.WriteBack.MaxDirty, c.WriteBack.MaxAge}
 }
 
 // Mounts lists the daemons of this runtime directory that are alive and serve,

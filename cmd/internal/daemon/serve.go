@@ -154,7 +154,7 @@ func (s *server) startUnless(ctx context.Context, signals <-chan os.Signal) erro
 // start claims the mount point, builds the stack and mounts. On failure nothing
 // is left behind.
 func (s *server) start(ctx context.Context) (err error) {
-	s.mount = Mount{Dir: s.cfg.Dir, PID: os.Getpid(), Log: s.cfg.LogPath, Started: time.Now().Round(0)}
+	s.mount = Mount{Dir: s.cfg.Dir, PID: os.Getpid(), Log: s.cfg.LogPath, Started: time.Now().Round(0), Caching: cachingOf(s.cfg.Stack)}
 	if s.mount.Store, err = stack.Canonical(s.cfg.Stack.URL); err != nil {
 		return err
 	}
