@@ -58,4 +58,29 @@ var WriteBack = []Mutant{
 		Old: "	if !s.op.Deferred && (!s.partial()", New: "	if (!s.partial()",
 		Package: "kvstore/volume", Test: "TestDeferredAgainstDiscard",
 	},
+	{
+		Name: "a flush does not store what was acknowledged before, seen by a successor", File: "cache/writeback/channel.go",
+		Old: "	if err := c.flight.drain(ctx, c.inner, l); err != nil {", New: "	if err := error(nil); err != nil {",
+		Package: "test/sim", Test: "TestKilled",
+	},
+	{
+		Name: "a flush leaves the newest block, seen by a successor", File: "cache/writeback/drain.go",
+		Old: "	seq, share := l.sequence(), max(", New: "	seq, share := max(1, l.sequence())-1, max(",
+		Package: "test/sim", Test: "TestKilled",
+	},
+	{
+		Name: "a read does not see what is dirty, seen by porcupine", File: "cache/writeback/channel.go",
+		Old: "			if l.read(op) {", New: "			if false && l.read(op) {",
+		Package: "test/sim", Test: "TestLinearizable",
+	},
+	{
+		Name: "a write changes the dirty block that is on its way", File: "cache/writeback/table.go",
+		Old: "	if top != nil && !top.flying {", New: "	if top != nil {",
+		Package: "test/sim", Test: "TestLinearizable",
+	},
+	{
+		Name: "a discard leaves what is dirty, seen by the metamorphic runs", File: "cache/writeback/channel.go",
+		Old: "			if l.discard(", New: "			if false && l.discard(",
+		Package: "test/sim", Test: "TestMetamorphic",
+	},
 }

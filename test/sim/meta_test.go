@@ -8,8 +8,10 @@ import (
 	"testing"
 	"testing/cryptotest"
 	"testing/synctest"
+	"time"
 
 	"github.com/kvbfs/kvbfs/cache"
+	"github.com/kvbfs/kvbfs/cache/writeback"
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/file"
 	"github.com/kvbfs/kvbfs/kvstore/mem"
@@ -93,9 +95,26 @@ func play(t *testing.T, d *disk, steps []step) {
 	}
 }
 
+// stacks are what the list is played on over memcached.
+var stacks = []struct {
+	name        string
+	connections int
+	writeBack   writeback.Config
+	cache       cache.Config
+}{
+	{"1", 1, writeback.Config{}, cache.Config{}},
+	{"8", 8, writeback.Config{}, cache.Config{}},
+	{"1-cache", 1, writeback.Config{}, cache.Config{Size: 200 << 10}},
+	{"1-ahead", 1, writeback.Config{}, cache.Config{Size: 2 << 20, ReadAhead: 64 << 10}},
+	// Four blocks are dirty at most, so writes go through beside some that are deferred;
+	// and all of them are, until a flush.
+	{"8-small-writeback", 8, writeback.Config{MaxDirty: 4 * kvstore.BlockSize, MaxAge: 3 * time.Millisecond}, cache.Config{}},
+	{"1-writeback-ahead", 1, writeback.Config{MaxDirty: 1 << 20, MaxAge: time.Hour}, cache.Config{Size: 2 << 20, ReadAhead: 64 << 10}},
+}
+
 // TestMetamorphic: one operation list reads the same on every store, over one and
 // many connections, on one and three servers, with and without a cache that reads
-// ahead, whatever happens to the links.
+// ahead and write-back, whatever happens to the links.
 func TestMetamorphic(t *testing.T) {
 	first, n := seeds(t)
 	for i := range max(1, n/12) {
@@ -107,22 +126,20 @@ func TestMetamorphic(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				play(t, openDisk(t, st, t.TempDir(), metaSize/kvstore.BlockSize), steps)
+				play(t, openDisk(t, stack(t, st, writeback.Config{}, cache.Config{}), t.TempDir(), metaSize/kvstore.BlockSize), steps)
 			})
 			for _, servers := range []int{1, 3} {
 				t.Run(fmt.Sprintf("mem-%d", servers), func(t *testing.T) {
-					play(t, openDisk(t, mem.New(mem.Config{Servers: servers}), t.TempDir(), metaSize/kvstore.BlockSize), steps)
+					play(t, openDisk(t, stack(t, mem.New(mem.Config{Servers: servers}), writeback.Config{}, cache.Config{}), t.TempDir(), metaSize/kvstore.BlockSize), steps)
 				})
-				for _, c := range []struct {
-					connections int
-					cache       cache.Config
-				}{{1, cache.Config{}}, {8, cache.Config{}}, {1, cache.Config{Size: 200 << 10}}, {1, cache.Config{Size: 2 << 20, ReadAhead: 64 << 10}}} {
+				for _, c := range stacks {
 					for _, plan := range Plans {
-						t.Run(fmt.Sprintf("memcached-%d-%d-%d-%s", servers, c.connections, c.cache.Size>>10, plan.Name), func(t *testing.T) {
+						t.Run(fmt.Sprintf("memcached-%d-%s-%s", servers, c.name, plan.Name), func(t *testing.T) {
 							cryptotest.SetGlobalRandom(t, seed)
 							synctest.Test(t, func(t *testing.T) {
 								w := NewWorld(seed, plan, servers)
-								d := openDisk(t, withCache(t, openSimulated(t, w, c.connections), c.cache), t.TempDir(), metaSize/kvstore.BlockSize)
+								st := stack(t, openSimulated(t, w, w, c.connections, ""), c.writeBack, c.cache)
+								d := openDisk(t, st, t.TempDir(), metaSize/kvstore.BlockSize)
 								w.Begin()
 								play(t, d, steps)
 								w.End()
