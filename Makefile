@@ -54,15 +54,21 @@ e2e: deps build ## whole system on both transports: FUSE, loop, ext4, XFS, btrfs
 CYCLES ?= 50
 
 .PHONY: soak
-soak: deps build ## the faults of the matrix at full length, and CYCLES kills under sqlite on ext4 and XFS
+soak: deps build ## the faults of the matrix at full length, and CYCLES kills under sqlite on ext4 and XFS; both with write-back too
 	KVBFS_E2E_LONG=1 KVBFS_BANK_CYCLES=$(CYCLES) KVBFS_E2E_CYCLES=$(CYCLES) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 24h -v \
 	  -run 'TestBank|TestCrash$$|TestStopped|TestOtherServersGoOn|TestIOTimeoutInTime|TestRefusedAndMute|TestTakeover|TestClocks|TestAcceptLoss|TestAbort|TestFaultsOverRedis' ./test/e2e/
+	KVBFS_CACHE=writeback KVBFS_E2E_LONG=1 KVBFS_BANK_CYCLES=$(CYCLES) KVBFS_E2E_CYCLES=$(CYCLES) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 24h -v \
+	  -run '$(WRITEBACK)' ./test/e2e/
+
+# WRITEBACK is what of the fault matrix holds with write-back in every mount.
+WRITEBACK = TestBank$$|TestModel$$|TestWriteBack(Crash|Outage|Full|Order)|TestBadLine|TestGhostWrite|TestDiscardStorm|TestStorm|TestServerEmptied|TestEmptiedServer|TestLostKeys|TestSpoiledBlocks|TestSilentServer|TestOutage|TestStopped|TestOtherServersGoOn|TestIOTimeoutInTime|TestRefusedAndMute|TestConnectionLimit|TestFewFiles|TestTakeover|TestSuccessor|TestAbort|TestPanic|TestMachineCrash|TestCrashFileSystem|TestFull$$|TestTwoDaemons|TestOtherMachine|TestResize|TestPartial|TestMirror|TestFioVerify|TestMemoryPressure|TestBackInTime|TestFaultsOverRedis
+
 SEEDS ?= 1000
 PREFIXES ?= 2000
 
 .PHONY: sim
 sim: ## SEEDS simulated histories (default 1000): servers that stop, links that are cut
-	KVBFS_SIM_SEEDS=$(SEEDS) $(GO) test -count=1 -timeout 24h -v -run 'TestLinearizable|TestMetamorphic' ./test/sim/ | grep -v -e '^=== RUN' -e '^ *--- PASS'
+	KVBFS_SIM_SEEDS=$(SEEDS) $(GO) test -count=1 -timeout 24h -v -run 'TestLinearizable|TestKilled|TestMetamorphic' ./test/sim/ | grep -v -e '^=== RUN' -e '^ *--- PASS'
 
 .PHONY: crashlog
 crashlog: deps build ## PREFIXES crashes per file system (default 2000), from a log of what memcached acknowledged
@@ -112,6 +118,16 @@ bench-curves: build ## how cost grows with depth, jobs, workers, connections, se
 bench-unchecked: build ## kvbfs beside a build without checksums, presence map and fences
 	@test/deps.sh bench
 	ROUNDS=$(ROUNDS) test/bench-unchecked.sh $(BIN)
+
+# PAIRS is how many pairs of runs each figure of bench-cache comes from.
+PAIRS ?= 11
+
+.PHONY: bench-cache
+bench-cache: build ## a miss, reading again, reading ahead, writing back: with and without, in PAIRS alternating pairs
+	@test/deps.sh bench
+	@KVBFS_MEASURE=1 KVBFS_PAIRS=$(PAIRS) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 60m -v -run 'TestCacheFigures' ./test/e2e/ \
+	  >bin/bench-cache.log 2>&1 || { cat bin/bench-cache.log; exit 1; }
+	@sed -n 's/.*FIGURE //p' bin/bench-cache.log
 
 .PHONY: figures
 figures: ## draws docs/figures/*.svg and writes the tables of the documentation from FROM

@@ -65,7 +65,7 @@ func TestAbortVolume(t *testing.T) {
 		t.Errorf("abort of a volume that is not open: status %d\n%s", res.Code, res.All())
 	}
 	srv.Stop()
-	done := waiting(t, f, 5, 3)
+	done := waiting(t, f, 50, 3) // a new block: with write-back no other write waits
 	if out := r.Kvbfs("abort", "v"); !strings.Contains(out, "v: aborted") {
 		t.Errorf("abort said %q", out)
 	}
@@ -111,7 +111,7 @@ func TestAbortMount(t *testing.T) {
 			} else {
 				srv.Stop()
 			}
-			done := waiting(t, f, 5, 2)
+			done := waiting(t, f, 50, 2) // a new block: with write-back no other write waits
 			out := r.Must(rig.Cmd{Args: []string{r.Bin, "abort", m.Dir}, Limit: 45 * time.Second}).Stdout
 			t.Logf("%s", strings.TrimSpace(out))
 			if !strings.Contains(out, "aborted") || what == "daemon" && !strings.Contains(out, "was stopped and goes on") {

@@ -87,7 +87,8 @@ type bankRun struct {
 
 // up brings the disk up, whatever state it is in.
 func (b *bankRun) up() (chainJSON, error) {
-	res := b.r.TryKvbfs("up", "disk", "--size", "768M", "--fs", b.fs, "--at", b.at, "--store", b.store, "--json")
+	args := append([]string{"up", "disk", "--size", "768M", "--fs", b.fs, "--at", b.at, "--store", b.store, "--json"}, b.r.CacheArgs()...)
+	res := b.r.TryKvbfs(args...)
 	if res.Code != 0 {
 		return chainJSON{}, fmt.Errorf("up: %s", res.All())
 	}

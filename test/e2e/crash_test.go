@@ -29,7 +29,7 @@ func cycles(t *testing.T) int {
 func TestCrash(t *testing.T) {
 	rig.RequireFUSE(t)
 	everyStore(t, 4*time.Minute, 512, func(t *testing.T, r *rig.Rig, store string) {
-		if r.CacheMode == "writeback" {
+		if r.Defers() {
 			t.Skip("with write-back a crash of the daemon loses what was not flushed: TestWriteBackCrash")
 		}
 		t.Run("image", func(t *testing.T) { crash(t, r, store, "image", false, cycles(t)) })

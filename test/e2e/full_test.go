@@ -68,6 +68,7 @@ type full struct {
 // start runs up.
 func (f *full) start(args ...string) {
 	f.T.Helper()
+	args = append(args, f.CacheArgs()...)
 	out := f.Run(append([]string{f.Bin, "up", "disk", "--store", f.srv.URL(), "--at", f.dir, "--json"}, args...)...)
 	if err := json.Unmarshal([]byte(out), &f.up); err != nil || f.up.Device == "" {
 		f.T.Fatalf("up --json printed %q (%v)", out, err)

@@ -51,7 +51,9 @@ func TestSilentServer(t *testing.T) {
 				return
 			}
 			rig.Stamp(buf, b, 2)
-			errs <- f.WriteAt(buf, b*rig.BlockSize)
+			if err := f.WriteAt(buf, b*rig.BlockSize); err != nil || !r.Defers() { // else it does not wait
+				errs <- err
+			}
 		})
 	}
 	// More rounds than there are stragglers, lanes or entries of a queue.

@@ -46,6 +46,11 @@ func (r *Rig) MountArgs(dir string, args ...string) []string {
 	if r.Transport != "" {
 		all = append(all, "--transport="+r.Transport)
 	}
+	return append(all, r.CacheArgs()...)
+}
+
+// CacheArgs are the flags of `kvbfs mount` and `kvbfs up` for the rig's cache.
+func (r *Rig) CacheArgs() (all []string) {
 	if r.Cache != "" {
 		all = append(all, "--cache-size="+r.Cache, "--read-ahead=1M")
 	}
@@ -54,6 +59,10 @@ func (r *Rig) MountArgs(dir string, args ...string) []string {
 	}
 	return all
 }
+
+// Defers says whether the rig's mounts acknowledge overwrites before they are stored:
+// then those do not wait for a server that is silent.
+func (r *Rig) Defers() bool { return r.CacheMode == "writeback" }
 
 // Daemon returns the process id of the daemon that serves dir, from the registry
 // in the runtime directory; 0 if there is none.
@@ -168,6 +177,23 @@ func (r *Rig) Detach(dev string) {
 // Mkfs makes a file system, quietly.
 func (r *Rig) Mkfs(fs, dev string) {
 	r.T.Helper()
+	r.mkfs(fs, dev)
+}
+
+// MkfsOver is Mkfs on what is there, without a discard of the device, which may be
+// small.
+func (r *Rig) MkfsOver(fs, dev string) {
+	r.T.Helper()
+	// Below 300 MiB mkfs.xfs 6 wants to be told; older ones do not know the word.
+	if fs == "xfs" && r.Try("mkfs.xfs", "-q", "-f", "-K", "--unsupported", dev).Code == 0 {
+		return
+	}
+	keep := map[string][]string{"ext4": {"-E", "nodiscard"}, "xfs": {"-K"}, "btrfs": {"-K"}}
+	r.mkfs(fs, dev, keep[fs]...)
+}
+
+func (r *Rig) mkfs(fs, dev string, opts ...string) {
+	r.T.Helper()
 	args := map[string][]string{
 		"ext4":  {"mkfs.ext4", "-q", "-F"},
 		"xfs":   {"mkfs.xfs", "-q", "-f"},
@@ -176,7 +202,7 @@ func (r *Rig) Mkfs(fs, dev string) {
 	if args == nil {
 		r.T.Fatalf("mkfs: %q?", fs)
 	}
-	r.Run(append(args, dev)...)
+	r.Run(append(append(args, opts...), dev)...)
 }
 
 // MountFS mounts a file system and returns its directory.

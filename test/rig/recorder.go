@@ -37,6 +37,7 @@ type Change struct {
 	Value  []byte // nil: deleted
 	Record bool   // of the control plane
 	Map    bool   // of the presence map
+	LBA    int64  // of a block; -1: it is none
 	// Flush: no change, but the sentinel was read, as the last step of each flush
 	// (and at the beginning of each connection): what precedes it is stable.
 	Flush bool
@@ -179,15 +180,22 @@ func (rec *Recorder) pass(f []string, line, value []byte) ([]byte, error) {
 		rec.note(Change{Key: f[1]})
 	}
 	if len(f) == 2 && f[0] == "get" && strings.HasSuffix(f[1], ":sentinel") {
-		rec.log = append(rec.log, Change{Flush: true})
+		rec.log = append(rec.log, Change{Flush: true, LBA: -1})
 	}
 	return reply, nil
 }
 
 func (rec *Recorder) note(c Change) {
-	c.Record = strings.Contains(c.Key, ":")
+	c.Record, c.LBA = strings.Contains(c.Key, ":"), -1
 	if raw, err := base64.RawURLEncoding.DecodeString(c.Key); err == nil && len(raw) == kvstore.KeySize {
-		c.Map = kvstore.Kind(raw[4]) != kvstore.KindBlock
+		k := kvstore.ParseKey(raw)
+		if c.Map = k.Kind != kvstore.KindBlock; !c.Map {
+			c.LBA = int64(k.Number)
+		}
+	}
+	// A volume that is filled with one pattern takes the memory of one block.
+	if n := len(rec.log); n > 0 && bytes.Equal(rec.log[n-1].Value, c.Value) && c.Value != nil {
+		c.Value = rec.log[n-1].Value
 	}
 	rec.log = append(rec.log, c)
 }
