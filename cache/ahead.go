@@ -316,14 +316,18 @@ func (c *channel) await() {
 		if !c.store.inner.Silent(op.Key) {
 			c.wait(p, op.Key, until)
 		}
-		if c.cached(op.Key.Layer) {
-			slot, word, found := t.find(p, op.Key)
-			if found && t.ways[slot].epoch.Load() == c.layer.epoch.Load() && c.copyOut(op, slot, word) {
-				continue
-			}
+		if !c.cached(op.Key.Layer) {
+			c.count.misses.Add(1)
+			c.on = append(c.on, op)
+			continue
 		}
-		c.count.misses.Add(1)
-		c.on = append(c.on, op)
+		slot, word, found := t.find(p, op.Key)
+		if found && t.ways[slot].epoch.Load() == c.layer.epoch.Load() && c.copyOut(op, slot, word) {
+			continue
+		}
+		// Was it given up, the block has no place any more and gets one again; is it
+		// still under way, its place is the fetcher's.
+		c.miss(op, p)
 	}
 	clear(c.waits)
 	c.waits = c.waits[:0]

@@ -141,6 +141,35 @@ func TestSilentServerDuringReadAhead(t *testing.T) {
 	close(silent)
 }
 
+// What could not be read ahead is read by who waits for it, and is cached then.
+func TestFailedReadAhead(t *testing.T) {
+	r := newRig(t, 1, cache.Config{Size: 16 << 20, ReadAhead: 1 << 20})
+	const span = 1024
+	r.fill(span)
+	r.under.fails.Store(true)
+	var waited atomic.Int64
+	r.under.set(func(ops []*kvstore.Op) {
+		if ops[0].Reader == 0 {
+			waited.Add(int64(len(ops)))
+			time.Sleep(time.Millisecond) // the reader comes meanwhile
+		}
+	}, nil)
+	for at := uint64(0); at < span; at += 32 {
+		r.check(r.run(r.ch, at, 32, 1))
+	}
+	r.settled()
+	missing := 0
+	for n := range uint64(span) {
+		if !r.cached(n) {
+			missing++
+		}
+	}
+	// Who waited for too long leaves the place to who reads ahead.
+	if waited.Load() < span/2 || missing > span/4 {
+		t.Errorf("%d of %d blocks that were read are not cached; %d were to be read ahead", missing, span, waited.Load())
+	}
+}
+
 // Nor does the end wait for answers that do not come.
 func TestCloseDuringReadAhead(t *testing.T) {
 	r := newRig(t, 1, cache.Config{Size: 16 << 20, ReadAhead: 1 << 20})

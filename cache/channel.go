@@ -169,8 +169,8 @@ func (c *channel) cached(id kvstore.LayerID) bool {
 	return c.layer != nil
 }
 
-// read answers a read from memory, or hands it on, with a place for what comes
-// back if the block is worth one.
+// read answers a read from memory, or has it wait for what is being read ahead, or
+// hands it on.
 func (c *channel) read(op *kvstore.Op) {
 	t := c.store.table
 	p := t.place(op.Key)
@@ -190,6 +190,12 @@ func (c *channel) read(op *kvstore.Op) {
 			return
 		}
 	}
+	c.miss(op, p)
+}
+
+// miss hands a read on, with a place for what comes back if the block is worth one.
+func (c *channel) miss(op *kvstore.Op, p place) {
+	t := c.store.table
 	c.count.misses.Add(1)
 	c.on = append(c.on, op)
 	s := &t.sets[p.set]

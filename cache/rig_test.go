@@ -159,8 +159,10 @@ type under struct {
 	mu            sync.Mutex
 	before, after func(ops []*kvstore.Op)
 	// silent: what is read ahead has no answer until its context ends.
-	silent  atomic.Bool
-	slow    map[uint64]bool // set before use
+	silent atomic.Bool
+	slow   map[uint64]bool // set before use
+	// fails: what is read ahead ends with an error, after before was called.
+	fails   atomic.Bool
 	rewinds atomic.Uint64
 }
 
@@ -200,6 +202,12 @@ func (c *underChannel) Do(ctx context.Context, ops []*kvstore.Op) {
 	before, after := c.u.hooks()
 	if before != nil {
 		before(ops)
+	}
+	if c.u.fails.Load() && ops[0].Reader == 0 {
+		for _, op := range ops {
+			op.Err = kvstore.ErrUnreachable
+		}
+		return
 	}
 	c.Channel.Do(ctx, ops)
 	if after != nil {

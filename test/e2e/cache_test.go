@@ -21,6 +21,7 @@ type cacheStats struct {
 	Used      int64  `json:"used_bytes"`
 	Hits      uint64 `json:"hits"`
 	Misses    uint64 `json:"misses"`
+	Evicted   uint64 `json:"evicted"`
 	ReadAhead struct {
 		Read uint64 `json:"read"`
 		Used uint64 `json:"used"`
@@ -71,15 +72,24 @@ func TestCache(t *testing.T) {
 		sameImage(t, m, 0, content)
 		before := statsOf(t, m)
 		sameImage(t, m, 0, content)
-		// All but a few: of two workers who want to take in a block of one set at one
-		// moment only one does, and the places of a set may be too few for its share.
+		// All but a few: a pass leaves out a block if two workers wanted a place in one
+		// set at one moment, and if its reader waited so long for it to be read ahead
+		// that it read it itself, past the place that was kept. What is being read ahead
+		// at this moment is not counted yet, either. The next pass takes all of it in.
 		const nearly = size * 99 / 100
 		after := statsOf(t, m)
 		if after.Hits-before.Hits < nearly/4096 || after.Misses-before.Misses > (size-nearly)/4096 {
 			t.Errorf("reading again: %+v before, %+v after", before, after)
 		}
-		if after.Used < nearly || after.Used > 32<<20 {
-			t.Errorf("%d bytes are cached of %d that were read, 32 MiB are allowed: %+v before, %+v after", after.Used, size, before, after)
+		rig.Eventually(t, time.Minute, "all that was read is cached", func() bool {
+			sameImage(t, m, 0, content)
+			after = statsOf(t, m)
+			// Of 2048 blocks in 500 sets more than 16 fall into one set once in some thousand
+			// volumes, as their random ids have it: then one goes for the other.
+			return after.Used == size || after.Evicted > 0
+		})
+		if after.Used > size {
+			t.Errorf("%d bytes are cached of %d that were read: %+v", after.Used, size, after)
 		}
 		// Every process is on a CPU and worker of its own liking.
 		for round := range byte(8) {
