@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/kvbfs/kvbfs/cache"
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/mem"
 )
 
 // hot returns n aligned requests of one block each on a volume whose blocks exist.
@@ -18,6 +20,35 @@ func hot(r *rig, kind RequestKind, n int) []*Request {
 		reqs[i] = &Request{Kind: kind, Vol: v, Off: int64(i) * 4096, Data: pattern(4096, byte(i))}
 	}
 	return reqs
+}
+
+// A read through a cache allocates nothing either: one that hits, one that is taken
+// in, and one that is not.
+func TestCachedReadsAllocateNothing(t *testing.T) {
+	for name, size := range map[string]int64{"hits": 64 << 20, "misses": 256 << 10} {
+		c, err := cache.Wrap(mem.New(mem.Config{}), cache.Config{Size: size, ReadAhead: 1 << 20})
+		must(t, err)
+		r := newRigOn(t, name, c)
+		r.set.opt.Opened = c.Opened
+		reqs := hot(r, Read, 32)
+		at := int64(0)
+		read := func() {
+			for _, q := range reqs {
+				at = (at + 37) % 1024
+				q.Off = at * kvstore.BlockSize
+			}
+			r.w.Do(ctx, reqs)
+		}
+		for range 100 {
+			read()
+		}
+		if n := testing.AllocsPerRun(200, read); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+		if st := c.Stats(); name == "hits" && st.Hits < st.Misses || name == "misses" && st.Misses < st.Hits {
+			t.Errorf("%s: %+v", name, st)
+		}
+	}
 }
 
 func TestHotPathAllocatesNothing(t *testing.T) {

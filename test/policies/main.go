@@ -35,6 +35,7 @@ func main() {
 	names := os.Args[1:]
 	if len(names) == 0 {
 		compare("zipf 0.9", zipf(1<<18, 4_000_000, 0.9))
+		compare("zipf 0.9 of cache.TestHitRate", zipf(1<<15, 200_000, 0.9))
 		names, _ = filepath.Glob("traces/*.trace") // the pattern is well-formed
 	}
 	for _, name := range names {
