@@ -164,8 +164,9 @@ func TestFailedReadAhead(t *testing.T) {
 			missing++
 		}
 	}
-	// Who waited for too long leaves the place to who reads ahead.
-	if waited.Load() < span/2 || missing > span/4 {
+	// None; but who waits for too long, on a machine that is held up, leaves the place to
+	// who reads ahead. Without a place for who waited, it was 128 and more.
+	if waited.Load() < span/2 || missing > span/16 {
 		t.Errorf("%d of %d blocks that were read are not cached; %d were to be read ahead", missing, span, waited.Load())
 	}
 }
