@@ -33,7 +33,7 @@ type scheme struct {
 
 // schemes are the stores of this build.
 func schemes() []scheme {
-	return []scheme{
+	return append([]scheme{
 		{name: "memcached", example: "memcached://host:11211,host2:11211/pool", canonical: canonicalMemcached, open: openMemcached},
 		{name: "memcached+tls", example: "memcached+tls://host:11211/pool", canonical: canonicalMemcached, open: openMemcached},
 		{name: "memcached+unix", example: "memcached+unix:///run/memcached.sock", canonical: canonicalMemcached, open: openMemcached},
@@ -46,7 +46,7 @@ func schemes() []scheme {
 		{name: "bolt", example: "bolt:///var/lib/kvbfs/store.db", canonical: canonicalBolt, open: openBolt},
 		{name: "mem", example: "mem:", canonical: canonicalMem, open: openMem, private: true},
 		{name: "null", example: "null:", canonical: canonicalNull, open: openNull, private: true, hidden: true},
-	}
+	}, more()...)
 }
 
 // Schemes lists an example URL of each kind of store, for help and messages.
