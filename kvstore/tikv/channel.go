@@ -341,7 +341,7 @@ func (c *channel) repeat(ctx context.Context, fence *kvstore.Fence, f func(conte
 			continue
 		}
 		s.outage.Trouble(began, err)
-		if err := pause(ctx, wire.Backoff(try)); err != nil {
+		if err := pause(ctx, wire.Backoff(try, wire.Jitter)); err != nil {
 			return err
 		}
 	}
