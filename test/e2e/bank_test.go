@@ -35,27 +35,54 @@ const bankRotate = 10
 
 // TestBank kills the daemon under a file system on which sqlite commits with
 // each transaction stable, again and again: after `up` and the journal's replay the file
-// system is clean and no transaction that was acknowledged is missing.
+// system is clean and no transaction that was acknowledged is missing. In its short form
+// it does so once over a Redis and over a Redis Cluster.
 func TestBank(t *testing.T) {
 	rig.RequireLoop(t)
+	full := os.Getenv("KVBFS_BANK_CYCLES") != ""
 	for _, fs := range []string{"ext4", "xfs"} {
 		t.Run(fs, func(t *testing.T) {
 			n := bankCycles(t)
-			r := rig.New(t, 2*time.Minute+time.Duration(n)*20*time.Second)
-			b := &bankRun{t: t, r: r, fs: fs, at: r.Mkdir("at"), store: r.MemcachedTCP(1024).URL(), rnd: rig.Rand(t)}
-			total, rotate := int64(0), min(bankRotate, max(n/2, 1))
-			for i := range n {
-				if err := b.cycle(i%rotate == 0); err != nil {
-					t.Fatalf("after %d kills: %v", i+1, err)
-				}
-				if i%rotate == rotate-1 || i == n-1 {
-					total += b.bank.Acknowledged()
-				}
-			}
-			r.Kvbfs("down", "disk")
-			t.Logf("%s: %d kills, %d acknowledged transactions, none lost", fs, n, total)
+			r := rig.New(t, bankTime(n))
+			bankRounds(t, r, r.MemcachedTCP(1024).URL(), fs, n)
 		})
 	}
+	over := map[string]func(t *testing.T){}
+	for i, kind := range []string{"redis", "cluster"} {
+		for j, fs := range []string{"ext4", "xfs"} {
+			n := bankCycles(t)
+			if !full && i != j {
+				continue
+			}
+			if !full {
+				n = 1
+			}
+			over[kind+" "+fs] = func(t *testing.T) {
+				r := rig.New(t, bankTime(n))
+				bankRounds(t, r, engine(t, r, kind, 1024).URL(), fs, n)
+			}
+		}
+	}
+	sideBySide(t, over)
+}
+
+// bankTime is how long so many kills take at most.
+func bankTime(n int) time.Duration { return 2*time.Minute + time.Duration(n)*20*time.Second }
+
+// bankRounds kills n times.
+func bankRounds(t *testing.T, r *rig.Rig, store, fs string, n int) {
+	b := &bankRun{t: t, r: r, fs: fs, at: r.Mkdir("at"), store: store, rnd: rig.Rand(t)}
+	total, rotate := int64(0), min(bankRotate, max(n/2, 1))
+	for i := range n {
+		if err := b.cycle(i%rotate == 0); err != nil {
+			t.Fatalf("after %d kills: %v", i+1, err)
+		}
+		if i%rotate == rotate-1 || i == n-1 {
+			total += b.bank.Acknowledged()
+		}
+	}
+	r.Kvbfs("down", "disk")
+	t.Logf("%s: %d kills, %d acknowledged transactions, none lost", fs, n, total)
 }
 
 // TestBankFindsBugs: the bank notices a daemon that answers writes before they are

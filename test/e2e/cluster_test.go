@@ -133,19 +133,25 @@ func (w *onCluster) end(t *testing.T) {
 }
 
 // TestClusterBehind: a replica takes over that missed the last seconds of writes.
-// What was flushed and replicated before is there; every other block is EIO or an
-// earlier value of its own; it is said in the log, and no flush succeeds any more.
 func TestClusterBehind(t *testing.T) {
 	rig.RequireFUSE(t)
+	c := redistest.Cluster(t, 3, 1, redistest.MemoryMB(512))
+	// 96 MiB: a third of it is far more than sockets hold on their way to a replica.
+	behind(t, c.URL(), 24<<10, c.Servers[0], c.Servers[3], func() bool { return len(c.Masters()) == 3 })
+}
+
+// behind fills blocks and stops the replica of a master for a while, in which they are
+// written again, and others for the first time; then the master dies. What was flushed and
+// replicated before is there; every other block is EIO or an earlier value of its own; it
+// is said in the log, and no flush succeeds any more.
+func behind(t *testing.T, url string, blocks int64, master, replica *redistest.Server, takenOver func() bool) {
 	const (
-		blocks = 24 << 10 // 96 MiB: a third is far more than sockets hold on their way to a replica
-		fresh  = 2 << 10  // more that are written for the first time while it misses them
-		run    = 256      // in one request
+		fresh = 2 << 10 // written for the first time while the replica misses them
+		run   = 256     // in one request
 	)
 	r := rig.New(t, 4*time.Minute)
-	c := redistest.Cluster(t, 3, 1, redistest.MemoryMB(512))
-	r.Create(c.URL(), "v", "128M")
-	m := r.Mount(c.URL())
+	r.Create(url, "v", "128M")
+	m := r.Mount(url)
 	f := rig.Direct(t, m.Image("v"))
 	store := func(from, to int64, version uint64) {
 		t.Helper()
@@ -159,20 +165,17 @@ func TestClusterBehind(t *testing.T) {
 	}
 	store(0, blocks, 1)
 	must(t, f.Sync())
-	for _, s := range c.Servers[:3] {
-		s.Replicated()
-	}
-	master, replica := c.Servers[0], c.Servers[3]
+	master.Replicated()
 	replica.Pause()
 	store(0, blocks, 2)
 	store(blocks, blocks+fresh, 2)
 	master.Stop()
 	replica.Resume()
-	rig.Eventually(t, 60*time.Second, "the replica took over", func() bool { return len(c.Masters()) == 3 })
+	rig.Eventually(t, 60*time.Second, "the replica took over", takenOver)
 
 	many, want := rig.Aligned(run*rig.BlockSize), make([]byte, rig.BlockSize)
 	count := map[string]int{}
-	for i := range int64(blocks + fresh) {
+	for i := range blocks + fresh {
 		buf := many[i%run*rig.BlockSize:][:rig.BlockSize]
 		if i < blocks && i%run == 0 {
 			must(t, f.ReadAt(many, i*rig.BlockSize))

@@ -6,14 +6,15 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/kvbfs/kvbfs/test/rig"
 )
 
-// kinds are the engines that tests of faults run over.
-var kinds = []string{"memcached", "redis", "cluster"}
+// kinds are the engines that tests of leases run over.
+var kinds = []string{"memcached", "redis", "sentinel", "cluster"}
 
 // engine starts one of a kind, of mb megabytes (a cluster: each master).
 func engine(t *testing.T, r *rig.Rig, kind string, mb int) rig.Engine {
@@ -21,6 +22,8 @@ func engine(t *testing.T, r *rig.Rig, kind string, mb int) rig.Engine {
 	switch kind {
 	case "redis":
 		return rig.NewRedis(t, mb)
+	case "sentinel":
+		return rig.NewRedisSentinel(t, mb)
 	case "cluster":
 		return rig.NewRedisCluster(t, mb)
 	}
@@ -36,50 +39,73 @@ func stall(e rig.Engine, short, soak time.Duration) time.Duration {
 	return long(short, soak)
 }
 
+// onEngine is a test of the fault matrix, on a volume of its own.
+type onEngine struct {
+	name string
+	run  func(t *testing.T, r *rig.Rig, e rig.Engine, v string)
+}
+
 // TestFaultsOverRedis is the fault matrix, in its short form, over a Redis and over
-// a Redis Cluster: what the tests named here do to memcached.
+// a Redis Cluster: what the tests named here do to memcached. Over a master that
+// Sentinels name, which is reached as a single one is, are those tests that stop or
+// empty it, or look for it; TestSentinel replaces it.
 func TestFaultsOverRedis(t *testing.T) {
 	rig.RequireFUSE(t)
-	for _, kind := range kinds[1:] {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel() // it waits most of the time
-			var e *rig.Redis
-			if kind == "redis" {
-				e = rig.NewRedis(t, 256)
-			} else {
-				e = rig.NewRedisCluster(t, 256)
-			}
-			for _, f := range []struct {
-				name string
-				run  func(t *testing.T, r *rig.Rig, e rig.Engine, v string)
-			}{
-				{"TestCrash", crashShort},
-				{"TestModel", modelShort},
-				{"TestStoppedDaemon", stoppedDaemon},
-				{"TestStoppedServer", stoppedServer},
-				{"TestOutage", outage},
-				{"TestIOTimeoutInTime", ioTimeoutInTime},
-				{"TestSuccessor", successor},
-				{"TestRefusedAndMute", refusedAndMute},
-				{"TestLostKeys", lostKeys},
-				{"TestSpoiledBlocks", spoiledBlocks},
-				{"TestFullImage", fullImage},
-				{"TestEmptiedServer", emptiedServer}, // the last one: it empties all
-			} {
-				t.Run(f.name, func(t *testing.T) {
-					e.Await()
-					t.Cleanup(e.Continue) // a test that failed may have left it stopped
-					f.run(t, rig.New(t, 3*long(0, 2*time.Minute)+4*time.Minute), e, f.name)
-				})
-			}
+	sentinel := []onEngine{
+		{"TestCrash", crashShort},
+		{"TestStoppedServer", stoppedServer},
+		{"TestIOTimeoutInTime", ioTimeoutInTime},
+		{"TestSuccessor", successor},
+		{"TestLostKeys", lostKeys},
+		{"TestEmptiedServer", emptiedServer}, // the last one: it empties all
+	}
+	all := []onEngine{
+		{"TestCrash", crashShort},
+		{"TestModel", modelShort},
+		{"TestStoppedDaemon", stoppedDaemon},
+		{"TestStoppedServer", stoppedServer},
+		{"TestOutage", outage},
+		{"TestIOTimeoutInTime", ioTimeoutInTime},
+		{"TestSuccessor", successor},
+		{"TestGhostWrite", ghostWrite},
+		{"TestDiscardStorm", discardStorm},
+		{"TestRefusedAndMute", refusedAndMute},
+		{"TestLostKeys", lostKeys},
+		{"TestSpoiledBlocks", spoiledBlocks},
+		{"TestFullImage", fullImage},
+		{"TestEmptiedServer", emptiedServer},
+	}
+	alone := append([]onEngine{{"TestBadLine", badLineShort}}, all...)
+	sideBySide(t, map[string]func(t *testing.T){
+		"redis":    func(t *testing.T) { faults(t, rig.NewRedis(t, 256), alone) },
+		"sentinel": func(t *testing.T) { faults(t, rig.NewRedisSentinel(t, 256), sentinel) },
+		"cluster":  func(t *testing.T) { faults(t, rig.NewRedisCluster(t, 256), all) },
+	})
+}
+
+func faults(t *testing.T, e *rig.Redis, tests []onEngine) {
+	for _, f := range tests {
+		t.Run(f.name, func(t *testing.T) {
+			e.Await()
+			t.Cleanup(e.Continue) // a test that failed may have left it stopped
+			f.run(t, rig.New(t, 3*long(0, 2*time.Minute)+4*time.Minute), e, f.name)
 		})
 	}
 }
 
+// sideBySide runs tests that wait most of the time, all at once: more of them than the
+// machine has processors.
+func sideBySide(t *testing.T, tests map[string]func(t *testing.T)) {
+	var wg sync.WaitGroup
+	for name, f := range tests {
+		wg.Go(func() { t.Run(name, f) })
+	}
+	wg.Wait()
+}
+
 // waitsFor says whether a status tells that requests wait for a server of the engine.
 func waitsFor(status string, e rig.Engine) bool {
-	_, servers, _ := strings.Cut(e.URL(), "//")
-	for addr := range strings.SplitSeq(servers, ",") {
+	for _, addr := range e.Servers() {
 		for line := range strings.Lines(status) { // which may name several servers
 			if strings.Contains(line, "waits for server ") && strings.Contains(line, addr) && strings.Contains(line, ", which does not answer") {
 				return true

@@ -32,6 +32,14 @@ func long(short, soak time.Duration) time.Duration {
 // must not see an error. fault is called once fio has begun.
 func underVerify(t *testing.T, r *rig.Rig, target string, lasts time.Duration, fault func()) {
 	t.Helper()
+	if res := verifying(t, r, target, lasts, fault); res.Code != 0 {
+		t.Errorf("fio: status %d\n%s", res.Code, res.All())
+	}
+}
+
+// verifying is underVerify for a fault that may cost something: it returns how fio ended.
+func verifying(t *testing.T, r *rig.Rig, target string, lasts time.Duration, fault func()) rig.Result {
+	t.Helper()
 	rig.Require(t, "fio")
 	done := make(chan rig.Result, 1)
 	runtime := int(lasts/time.Second) + 4
@@ -47,9 +55,7 @@ func underVerify(t *testing.T, r *rig.Rig, target string, lasts time.Duration, f
 	case <-time.After(time.Second):
 	}
 	fault()
-	if res := <-done; res.Code != 0 {
-		t.Errorf("fio: status %d\n%s", res.Code, res.All())
-	}
+	return <-done
 }
 
 // firstAnswer returns when a read of the first block is answered.

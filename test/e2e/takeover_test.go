@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,15 +22,14 @@ import (
 // other.
 func TestTakeover(t *testing.T) {
 	rig.RequireFUSE(t)
+	all := map[string]func(t *testing.T){} // half a minute each, for the lease to end
 	for _, kind := range kinds {
-		if kind != "memcached" && os.Getenv("KVBFS_E2E_LONG") == "" {
-			continue // half a minute each, for the lease to end: make soak
-		}
-		t.Run(kind, func(t *testing.T) {
+		all[kind] = func(t *testing.T) {
 			r := rig.New(t, 5*time.Minute)
 			takeover(t, r, engine(t, r, kind, 128).URL())
-		})
+		}
 	}
+	sideBySide(t, all)
 }
 
 func takeover(t *testing.T, r *rig.Rig, store string) {

@@ -6,12 +6,14 @@ import (
 )
 
 // Engine is what keeps the blocks of a test, with all that the fault matrix does to
-// it: one server, or the nodes of a cluster, on TCP. Its methods belong to the test's
-// goroutine.
+// it: one server, the master that Sentinels watch, or the nodes of a cluster, on TCP.
+// Its methods belong to the test's goroutine.
 type Engine interface {
-	// Kind names it in tests: memcached, redis, cluster.
+	// Kind names it in tests: memcached, redis, sentinel, cluster.
 	Kind() string
 	URL() string
+	// Servers are the addresses of those that have blocks.
+	Servers() []string
 	// Stop freezes every server (SIGSTOP) and returns when all have stopped; Continue
 	// lets them go on.
 	Stop()
@@ -28,7 +30,8 @@ type Engine interface {
 	SetItem(p Place, it Item)
 	// Items counts keys.
 	Items() int64
-	// Wire is the way to it through a proxy (one per server).
+	// Wire is the way to it through a proxy (one per server). A master that Sentinels
+	// watch has none: they say where it is.
 	Wire(t testing.TB) *Wire
 }
 
@@ -73,6 +76,9 @@ func (m *Memcached) Engine() Engine { return memcachedEngine{m} }
 
 // Kind implements Engine.
 func (memcachedEngine) Kind() string { return "memcached" }
+
+// Servers implements Engine.
+func (m memcachedEngine) Servers() []string { return []string{m.Addr} }
 
 // Empty implements Engine.
 func (m memcachedEngine) Empty() { m.Memcached.Kill(); m.Memcached.Start() }

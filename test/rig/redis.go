@@ -7,11 +7,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
 )
 
-// Redis is a private Redis, or the masters of a private Redis Cluster, as an Engine.
+// Redis is a private Redis, the master of a private set with Sentinels, or the masters
+// of a private Redis Cluster, as an Engine.
 type Redis struct {
 	t       testing.TB
 	kind    string
@@ -29,6 +31,16 @@ func NewRedis(t testing.TB, mb int) *Redis {
 	return &Redis{t: t, kind: "redis", url: s.URL(), nodes: []*redistest.Server{s}}
 }
 
+// NewRedisSentinel starts a master of mb megabytes, its replica, and Sentinels, which
+// leave the master what it is for an hour: what happens when they do not is no business
+// of an Engine.
+func NewRedisSentinel(t testing.TB, mb int) *Redis {
+	t.Helper()
+	w := redistest.Sentinel(t, 1, redistest.MemoryMB(mb))
+	w.Patience(time.Hour)
+	return &Redis{t: t, kind: "sentinel", url: w.URL(), nodes: []*redistest.Server{w.Master}}
+}
+
 // NewRedisCluster starts three masters of mb megabytes each, without replicas.
 func NewRedisCluster(t testing.TB, mb int) *Redis {
 	t.Helper()
@@ -41,6 +53,14 @@ func (e *Redis) Kind() string { return e.kind }
 
 // URL implements Engine.
 func (e *Redis) URL() string { return e.url }
+
+// Servers implements Engine.
+func (e *Redis) Servers() (addrs []string) {
+	for _, n := range e.nodes {
+		addrs = append(addrs, n.Addr())
+	}
+	return addrs
+}
 
 // Stop implements Engine.
 func (e *Redis) Stop() {
@@ -158,6 +178,9 @@ func (e *Redis) Await() {
 // ports until the test ends, since clients go where a node says that it is.
 func (e *Redis) Wire(t testing.TB) *Wire {
 	t.Helper()
+	if e.kind == "sentinel" {
+		t.Fatal("there is no wire to a master that Sentinels watch")
+	}
 	w := &Wire{}
 	var addrs []string
 	for _, n := range e.nodes {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"os"
 )
@@ -187,6 +188,24 @@ func Sentinel(t testing.TB, replicas int, opts ...Option) *Watched {
 		})
 	}
 	return w
+}
+
+// Patience sets for how long the master may be silent until it is replaced.
+func (w *Watched) Patience(d time.Duration) {
+	w.t.Helper()
+	for _, s := range w.Sentinels {
+		s.Do("SENTINEL", "SET", MasterName, "down-after-milliseconds", d.Milliseconds())
+	}
+}
+
+// TakenOver says whether a replica is the master now.
+func (w *Watched) TakenOver() bool {
+	for _, s := range w.Replicas {
+		if s.PID() != 0 && s.Info("replication", "role") == "master" {
+			return true
+		}
+	}
+	return false
 }
 
 // Addrs are the Sentinels' addresses.
