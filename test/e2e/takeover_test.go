@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
