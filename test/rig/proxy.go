@@ -163,8 +163,12 @@ func (p *Proxy) accept(l net.Listener) {
 	}
 }
 
+// buffers are used again: who measures through a Proxy does not measure the collector.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
 type packet struct {
-	data []byte
+	buf  *[]byte // goes back to buffers
+	data []byte  // of it
 	due  time.Time
 	gate chan struct{}
 }
@@ -205,7 +209,9 @@ func (p *Proxy) pump(dst, src net.Conn, delayed bool) {
 			if pkt.gate != nil {
 				<-pkt.gate
 			}
-			if _, err := dst.Write(pkt.data); err != nil {
+			_, err := dst.Write(pkt.data)
+			buffers.Put(pkt.buf)
+			if err != nil {
 				src.Close()
 				break
 			}
@@ -215,11 +221,11 @@ func (p *Proxy) pump(dst, src net.Conn, delayed bool) {
 	}()
 	defer close(queue)
 	for {
-		buf := make([]byte, 64<<10)
-		n, err := src.Read(buf)
+		buf := buffers.Get().(*[]byte)
+		n, err := src.Read(*buf)
 		if n > 0 && !p.mute(src) {
 			p.mu.Lock()
-			pkt := packet{buf[:n], time.Now().Add(p.delay), p.gate}
+			pkt := packet{buf, (*buf)[:n], time.Now().Add(p.delay), p.gate}
 			if p.gate != nil {
 				p.held += int64(n)
 			}
