@@ -120,19 +120,31 @@ func (p *Pool) Acquire(ctx context.Context, volume string, opt LeaseOptions) (*L
 	}
 	l.upgrades = opt.Upgrade
 	a := acquisition{lease: l, opt: opt, began: kvstore.Boottime(), fresh: l.mine.holder, since: l.mine.since}
+	panicked := true // of a store: a share must not wait for an heir that never begins
+	defer func() {
+		if panicked {
+			l.cancel()
+			l.end(kvstore.ErrPanic)
+		}
+	}()
 	sent, err := a.take(ctx)
-	if err != nil {
-		l.cancel()
-		l.end(err)
-		return nil, err
+	taken := err == nil
+	if taken {
+		err = l.publish(ctx)
 	}
-	if err := l.publish(ctx); err != nil {
+	panicked = false
+	if err == nil && !l.start(sent) {
+		err = fmt.Errorf("acquire %s: %w", volume, kvstore.ErrClosed)
+	}
+	switch {
+	case err == nil:
+		return l, nil
+	case taken:
 		return nil, a.fail(ctx, err)
 	}
-	if !l.start(sent) {
-		return nil, a.fail(ctx, fmt.Errorf("acquire %s: %w", volume, kvstore.ErrClosed))
-	}
-	return l, nil
+	l.cancel()
+	l.end(err)
+	return nil, err
 }
 
 // newLease returns a lease that is not taken yet, and opt without its zeros. The

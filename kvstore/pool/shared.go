@@ -190,11 +190,14 @@ func (l *Lease) renewShare() error {
 	defer cancel()
 	p := l.pool
 	for try := 0; ; try++ {
-		h := l.heir()
+		h, generation := l.heir(), l.Generation()
 		r, old, err := p.readLease(ctx, l.volume.UUID)
 		lost := errors.Is(err, kvstore.ErrCorrupt) || err == nil && r == nil
 		switch {
 		case err == nil && r != nil && !l.untouched(r):
+			if l.heir().lease != h.lease || l.Generation() != generation {
+				continue // an heir came meanwhile, so this record may be an older one
+			}
 			err = fmt.Errorf("read lease ended: %w", heldError(l.volume.Name, r))
 		case (lost || err == nil && r.held) && h.lives():
 			return l.followHeir(h) // which restores what is lost
@@ -211,6 +214,7 @@ func (l *Lease) renewShare() error {
 		sent := kvstore.Boottime()
 		err = p.writeLease(ctx, old, next)
 		if err == nil {
+			l.stored()
 			if err = l.letPass(sent+int64(l.ttl-margin(l.ttl)), h); err == nil {
 				l.wake()
 			}

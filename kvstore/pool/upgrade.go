@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -27,11 +28,25 @@ type heir struct {
 	id         [16]byte
 	generation uint64
 	ends       int // how many heirs of the share have ended
+	// past are heirs before this one, all of which have ended, since the share stored a
+	// record of its own: the one that is stored may be theirs still. Never changed in place.
+	past []holding
 }
 
-// is says whether a record is the heir's, held or given back.
+// holding is what a record is known by.
+type holding struct {
+	id         [16]byte
+	generation uint64
+}
+
+// is says whether a record is the heir's or an earlier one's, held or given back.
 func (h *heir) is(r *leaseRecord) bool {
-	return h.lease != nil && r.holder == h.id && r.generation == h.generation
+	return h.lease != nil && r.holder == h.id && r.generation == h.generation || h.was(r)
+}
+
+// was says whether a record is an earlier heir's.
+func (h *heir) was(r *leaseRecord) bool {
+	return slices.Contains(h.past, holding{r.holder, r.generation})
 }
 
 // lives says whether the heir may renew its record, now or when it has begun.
@@ -52,8 +67,20 @@ func (a *acquisition) inherit() {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	m := &a.lease.mine
-	u.share.heir = heir{a.lease, m.holder, m.generation, u.share.heir.ends}
+	m, h := &a.lease.mine, &u.share.heir
+	past := h.past
+	if old := (holding{h.id, h.generation}); h.lease != nil && old != (holding{m.holder, m.generation}) {
+		past = append(slices.Clip(past), old)
+	}
+	u.share.heir = heir{a.lease, m.holder, m.generation, h.ends, past}
+}
+
+// stored notes that the share has stored a record of its own: no earlier heir's can
+// be there any more, nor come.
+func (l *Lease) stored() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.share.heir.past = nil
 }
 
 // orphan closes the fence of the share that a lease took the place of: the lease
@@ -127,7 +154,7 @@ func (l *Lease) latest(v *Volume) bool {
 // the share's.
 func (l *Lease) leftByHeir(r *leaseRecord) bool {
 	h := l.heir()
-	return r.held && h.is(r) && !h.lives()
+	return r.held && (h.was(r) || h.is(r) && !h.lives())
 }
 
 // followHeir lets reads pass for as long as the heir's fence does. An error if that

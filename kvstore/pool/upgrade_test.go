@@ -1,8 +1,10 @@
 package pool
 
 import (
+	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -104,6 +106,77 @@ func TestFailedUpgrade(t *testing.T) {
 		if err := l.Release(ctx); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestUpgradesThatFail: one after the other, each further than the share's own record
+// comes: nobody else wrote, so the share is whole in the end.
+func TestUpgradesThatFail(t *testing.T) {
+	ctx := t.Context()
+	st := newVolume(t, 1)
+	p, r := host(t, st)
+	q, _ := host(t, st)
+	share := shareLease(t, p, LeaseOptions{})
+	lease := p.leaseName(share.volume.UUID)
+	leases := false // whether swaps of the lease's record fail as well
+	var mu sync.Mutex
+	fail := func(op, name string, _ int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if op == "swap" && (leases || name != lease) {
+			return kvstore.ErrUnreachable
+		}
+		return nil
+	}
+	r.hook(func(op, name string, n int) error {
+		mu.Lock()
+		taken := op == "swap" && name != lease // the first one has the lease: from now on nobody gets it
+		leases = leases || taken
+		mu.Unlock()
+		return fail(op, name, n)
+	}, nil)
+	for range 3 {
+		if _, err := p.Acquire(ctx, "v", LeaseOptions{Wait: -1, Upgrade: share}); err == nil {
+			t.Fatal("an upgrade whose records are not stored succeeded")
+		}
+		time.Sleep(testTTL / 2) // the share looks meanwhile, and cannot store its own
+	}
+	r.hook(nil, nil)
+	if err := share.Wait(ctx); err != nil {
+		t.Fatal("after upgrades that failed:", err)
+	}
+	_, err := q.Acquire(ctx, "v", LeaseOptions{TTL: testTTL, Wait: -1})
+	wantErr(t, err, ErrHeld)
+	l := acquire(t, p, LeaseOptions{Wait: -1, Upgrade: share})
+	share.Abandon()
+	if err := l.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPanicDuringUpgrade: an heir that never began does not keep its share waiting.
+func TestPanicDuringUpgrade(t *testing.T) {
+	ctx := t.Context()
+	p, r := host(t, newVolume(t, 1))
+	share := shareLease(t, p, LeaseOptions{})
+	lease := p.leaseName(share.volume.UUID)
+	r.hook(func(op, name string, _ int) error {
+		if op == "swap" && name != lease {
+			panic("planted")
+		}
+		return nil
+	}, nil)
+	err := kvstore.Contain(func() error {
+		_, err := p.Acquire(ctx, "v", LeaseOptions{Wait: -1, Upgrade: share})
+		return err
+	})
+	wantErr(t, err, kvstore.ErrPanic)
+	r.hook(nil, nil)
+	past(t, share.ttl) // what was valid before is so no more
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := share.Wait(ctx); err != nil {
+		t.Fatal("after an upgrade that panicked:", err)
 	}
 }
 

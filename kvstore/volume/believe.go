@@ -57,7 +57,7 @@ func (v *Volume) mayBelieve(ctx context.Context) error {
 		return nil
 	}
 	err := l.Wait(ctx)
-	if err != nil && v.reading.Load() != l {
+	if err != nil && !errors.Is(err, pool.ErrHeld) && v.reading.Load() != l {
 		return nil // the lease for writing took its place: nobody wrote meanwhile
 	}
 	return overtaken(err)

@@ -194,7 +194,9 @@ func (v *Volume) markDamaged(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, markWait)
 	defer cancel()
 	_, err := v.set.pool.Update(ctx, v.name, func(r *pool.Volume) error {
-		if !v.writable.Load() && r.Generation != v.generation.Load() {
+		// A share knows the generation that an upgrade raised and then failed.
+		share := v.reading.Load()
+		if !v.writable.Load() && r.Generation != v.generation.Load() && (share == nil || r.Generation != share.Generation()) {
 			return errStaleMap
 		}
 		r.Damaged = true

@@ -333,6 +333,19 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	return nil
 }
 
+// stillOurs is an error if the lease ran out while the map was read, which no fence
+// stops: somebody else may have written, and who reads here must not take what it read
+// for whole since. It waits for a lease that is being renewed.
+func (v *Volume) stillOurs(ctx context.Context) error {
+	if err := v.lease.Load().Wait(ctx); err != nil {
+		return err
+	}
+	if share := v.reading.Load(); share != nil {
+		return share.Over()
+	}
+	return nil
+}
+
 // giveUp releases a lease that was of no use; what cannot be released runs out.
 func giveUp(ctx context.Context, lease *pool.Lease) {
 	if lease.Release(context.WithoutCancel(ctx)) != nil {

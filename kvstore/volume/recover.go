@@ -12,6 +12,9 @@ import (
 func (v *Volume) makeMap(ctx context.Context, sf *stateFile, rec pool.Volume, head stateHead, resumed bool) error {
 	s := v.set
 	if s.prop.Presence {
+		if err := v.stillOurs(ctx); err != nil {
+			return err
+		}
 		return sf.setHead(head, stateOpen) // the lock is all that is needed
 	}
 	m, err := sf.mapping(resumed)
@@ -34,6 +37,9 @@ func (v *Volume) makeMap(ctx context.Context, sf *stateFile, rec pool.Volume, he
 		v.treeSeq, v.lostPages = l.topSeq, l.lost
 		v.reportLostPages(ctx, l)
 		if err := v.storeLostPages(ctx, ch, l); err != nil {
+			return err
+		}
+		if err := v.stillOurs(ctx); err != nil {
 			return err
 		}
 		return sf.setHead(head, stateOpen)

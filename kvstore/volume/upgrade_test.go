@@ -175,3 +175,56 @@ func TestFailedUpgrade(t *testing.T) {
 		t.Error("local state is left of a volume that was not written to")
 	}
 }
+
+// TestOvertakenUpgrade: somebody else wrote while the map was read for an upgrade. It
+// fails, and what is read goes on to fail as that of any reader that was overtaken.
+func TestOvertakenUpgrade(t *testing.T) {
+	r := newRig(t, "mem")
+	r.set.opt.Lease.TTL = 60 * time.Millisecond
+	r.create("v", 1<<20)
+	v := r.open("v")
+	r.write(v, 0, pattern(2*4096, 1))
+	must(t, v.Close(ctx))
+	old, err := r.set.Open(ctx, "v", false)
+	must(t, err)
+	going, begun := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.mapReads(func([]*kvstore.Op) {
+		first := false
+		once.Do(func() { first = true; close(begun) })
+		if first {
+			<-going
+		}
+	})
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.set.Open(ctx, "v", true)
+		done <- err
+	}()
+	<-begun
+	must(t, r.pool.Break(ctx, "v", true))
+	other := r.machine(Options{})
+	w, err := other.Open(ctx, "v", true)
+	must(t, err)
+	worker, err := other.Worker(ctx)
+	must(t, err)
+	discard := Request{Kind: Discard, Vol: w, Off: 0, N: 4096}
+	worker.Do(ctx, []*Request{&discard})
+	must(t, discard.Err)
+	must(t, worker.Close())
+	must(t, w.Close(ctx)) // deletes the key
+	close(going)
+	if err := <-done; !errors.Is(err, pool.ErrHeld) {
+		t.Error("an upgrade that was overtaken:", err)
+	}
+	r.store.before.Store(nil)
+	for _, off := range []int64{0, 4096} {
+		if _, err := readOn(r.set, old, off, 4096); !errors.Is(err, ErrOvertaken) {
+			t.Errorf("read at %d: %v", off, err)
+		}
+	}
+	if rec, err := r.pool.Volume(ctx, "v"); err != nil || rec.Damaged {
+		t.Error("a discarded block was taken for lost", err)
+	}
+	must(t, old.Close(ctx))
+}
