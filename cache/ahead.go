@@ -323,6 +323,7 @@ func (c *channel) await() {
 		}
 		slot, word, found := t.find(p, op.Key)
 		if found && t.ways[slot].epoch.Load() == c.layer.epoch.Load() && c.copyOut(op, slot, word) {
+			c.window.hit()
 			continue
 		}
 		// Was it given up, the block has no place any more and gets one again; is it

@@ -54,9 +54,9 @@ func (e *Elsewhere) ask(h *Helpers, live func(context.Context) bool) {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		answer := int32(dead)
+		defer func() { q.answer.Store(answer) }() // a panic of live is no answer
 		if live(ctx) {
 			answer = lives
 		}
-		q.answer.Store(answer)
 	})
 }

@@ -41,10 +41,12 @@ func TestBadLine(t *testing.T) {
 
 func badLine(t *testing.T, r *rig.Rig, e rig.Engine, v string, line rig.Line, seed uint64) {
 	wire := rig.NewChaos(t, e.Servers()[0], line, seed)
+	wire.Calm() // a mount that cannot look at its server does not begin, and says so
 	r.Create(e.URL(), v, "64M")
 	// The pool is reached under another name, so what is remembered of it is not.
 	m := r.Mount(e.Kind() + "://" + wire.Addr)
 	f := rig.Direct(t, m.Image(v))
+	wire.Rage()
 	before := rss(t, m.PID())
 	writes := versions(t, f, seed, writesOver(line))
 	if line.ResetIn+line.Garbage > 0 && wire.Faults() < 3 {

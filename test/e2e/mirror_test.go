@@ -34,6 +34,7 @@ func TestMirror(t *testing.T) {
 	srv := r.MemcachedTCP(128)
 	seed := rig.Seed(t)
 	wire := rig.NewChaos(t, srv.Addr, rig.Line{ResetIn: 200_000}, seed)
+	wire.Calm() // a mount or an open that cannot ask its server fails, and says so
 	r.Create(srv.URL(), "v", fmt.Sprint(writers*part))
 	m := r.Mount(wire.URL())
 	plain := r.Path("plain")
@@ -71,6 +72,7 @@ func TestMirror(t *testing.T) {
 			w.image.Close() // the mount must not be in use in the end
 		})
 	}
+	wire.Rage()
 	wg.Wait()
 	if t.Failed() {
 		return

@@ -32,9 +32,11 @@ func TestStorm(t *testing.T) {
 	srv := r.MemcachedTCP(512)
 	seed := rig.Seed(t)
 	wire := rig.NewChaos(t, srv.Addr, rig.Line{ResetIn: 8 << 20, Delay: 200 * time.Microsecond}, seed)
+	wire.Calm() // a mount or an open that cannot ask its server fails, and says so
 	r.Create(srv.URL(), "v", "256M")
 	m := r.Mount(wire.URL())
 	dev := m.Attach("v")
+	wire.Rage()
 	stop := make(chan struct{})
 	stopped := make(chan int)
 	go func() {

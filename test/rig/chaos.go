@@ -67,6 +67,9 @@ func (c *Chaos) Faults() int64 { return c.faults.Load() }
 // Calm ends the resets and the nonsense, also of connections that stand.
 func (c *Chaos) Calm() { c.calm.Store(true) }
 
+// Rage lets the faults begin again, also on the connections that are there.
+func (c *Chaos) Rage() { c.calm.Store(false) }
+
 func (c *Chaos) accept() {
 	for {
 		down, err := c.l.Accept()
