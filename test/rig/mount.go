@@ -188,7 +188,8 @@ func (r *Rig) MkfsOver(fs, dev string) {
 	if fs == "xfs" && r.Try("mkfs.xfs", "-q", "-f", "-K", "--unsupported", dev).Code == 0 {
 		return
 	}
-	keep := map[string][]string{"ext4": {"-E", "nodiscard"}, "xfs": {"-K"}, "btrfs": {"-K"}}
+	// Lazily, ext4 zeroes its tables some seconds after it was mounted: without data.
+	keep := map[string][]string{"ext4": {"-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"}, "xfs": {"-K"}, "btrfs": {"-K"}}
 	r.mkfs(fs, dev, keep[fs]...)
 }
 
