@@ -39,14 +39,19 @@ func detach(ctx context.Context, device string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := read(number); err != nil {
+	meant, err := read(number)
+	if err != nil {
 		return err
 	}
 	dev, err := claim(ctx, number)
 	if err != nil {
 		return err
 	}
-	err = clear(ctx, number, dev)
+	// Until the claim somebody else may have detached it, and even attached another
+	// file; from now on nobody attaches (loop_configure of drivers/block/loop.c claims).
+	if err = still(meant, number); err == nil {
+		err = clear(ctx, number, dev)
+	}
 	unix.Close(dev) // the kernel detaches here
 	if err != nil {
 		return err
@@ -56,6 +61,15 @@ func detach(ctx context.Context, device string) error {
 	}
 	renew(number)
 	return nil
+}
+
+// still says whether a device is the one that was meant.
+func still(meant Device, number int) error {
+	now, err := read(number)
+	if err == nil && now.Backing != meant.Backing {
+		err = fmt.Errorf("%s, which was %s: %w any more", meant.Path, meant.Backing, ErrNotAttached)
+	}
+	return err
 }
 
 // claim opens the device with O_EXCL. That fails while a file system, swap or
