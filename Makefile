@@ -55,10 +55,15 @@ tikv: ## tests of the experimental TiKV store, against its client's mock
 build-tikv: ## bin/kvbfs-tikv: kvbfs with tikv:// (experimental)
 	cd kvstore/tikv && CGO_ENABLED=0 $(GO) build -trimpath -overlay build/overlay.json -ldflags '$(LDFLAGS)' -o ../../$(BIN)-tikv github.com/kvbfs/kvbfs/cmd/kvbfs
 
+# ONCE is what drives both transports by itself, or none: the second pass leaves it out.
+ONCE = ^(TestPeers|TestPeersInterrupted|TestBenchCurves|TestBenchInterrupted|TestBenchRedis|TestBankFindsBugs|TestDemoInterrupted|TestBinary)$$
+# -parallel is for the tests that wait for leases to end (mostlyWaits), not for processors.
+E2E = $(GO) test -tags e2e -count=1 -timeout 40m -parallel 6 -v
+
 .PHONY: e2e
 e2e: deps build ## whole system on both transports: FUSE, loop, ext4, XFS, btrfs, memcached
-	KVBFS_TRANSPORT=auto KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 40m -v ./test/e2e/...
-	KVBFS_TRANSPORT=dev KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 40m -v ./test/e2e/...
+	KVBFS_TRANSPORT=auto KVBFS_BIN=$(abspath $(BIN)) $(E2E) ./test/e2e/...
+	KVBFS_TRANSPORT=dev KVBFS_BIN=$(abspath $(BIN)) $(E2E) -skip '$(ONCE)' ./test/e2e/...
 
 # CYCLES is how often soak kills the daemon per file system.
 CYCLES ?= 50

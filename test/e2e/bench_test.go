@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
 	"github.com/kvbfs/kvbfs/test/rig"
 )
 
@@ -112,6 +113,39 @@ func TestBenchStore(t *testing.T) {
 	// are records and claims.
 	if n := mc.Stat("curr_items"); n > 600 {
 		t.Errorf("%d items are left on the server", n)
+	}
+}
+
+// TestBenchRedis: redis-benchmark measures the limit too, on keys of its own, and
+// nothing of it is left.
+func TestBenchRedis(t *testing.T) {
+	rig.RequireFUSE(t)
+	rig.Require(t, "redis-benchmark", "fio")
+	r := rig.New(t, 4*time.Minute)
+	tmp := r.Mkdir("tmp")
+	r.Setenv("TMPDIR", tmp)
+	srv := redistest.Start(t, redistest.TCP())
+	before := srv.Client.DBSize(t.Context()).Val()
+	b, out := runBench(t, r, "--transport", transport(r), "--store", srv.URL(), "--only", "^(raw/|redis-benchmark/)|file/rand(read|write)-4k-qd32")
+	clients := map[string]float64{}
+	for _, row := range b.Rows {
+		if row.Work.Kind == "get" || row.Work.Kind == "set" {
+			clients[row.Subject+" "+row.Work.Kind] = row.Median.IOPS
+		}
+	}
+	for _, want := range []string{"raw get", "raw set", "redis-benchmark get", "redis-benchmark set"} {
+		if clients[want] <= 0 {
+			t.Errorf("%s was not measured: %v", want, clients)
+		}
+	}
+	if !strings.Contains(out, "redis-benchmark, 4 KiB GET, QD32") || !strings.Contains(out, "efficiency") {
+		t.Errorf("the table lacks it:\n%s", out)
+	}
+	if left, err := srv.Client.Keys(t.Context(), "kvbfs:bench:*").Result(); err != nil || len(left) > 0 {
+		t.Errorf("%d keys of redis-benchmark are left, %v", len(left), err)
+	}
+	if n := srv.Client.DBSize(t.Context()).Val(); n > before+100 {
+		t.Errorf("%d keys are left of %d", n, before)
 	}
 }
 

@@ -91,6 +91,7 @@ func crash(t *testing.T, r *rig.Rig, store, volume string, loop bool, kills int)
 // it kept beside the store. What was flushed before is there; of what was not, each
 // block is old, new or zeros, and none is an error.
 func TestMachineCrash(t *testing.T) {
+	mostlyWaits(t)
 	rig.RequireFUSE(t)
 	eachStore(t, 2*time.Minute, 256, func(t *testing.T, r *rig.Rig, store string) {
 		const flushed, more = 1024, 1536

@@ -93,6 +93,13 @@ func faults(t *testing.T, e *rig.Redis, tests []onEngine) {
 	}
 }
 
+// mostlyWaits lets a test that waits for leases to end run beside others that do.
+// It must come before the test's rig, whose time would else be running.
+func mostlyWaits(t *testing.T) {
+	t.Helper()
+	t.Parallel()
+}
+
 // sideBySide runs tests that wait most of the time, all at once: more of them than the
 // machine has processors.
 func sideBySide(t *testing.T, tests map[string]func(t *testing.T)) {

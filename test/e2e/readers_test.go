@@ -28,6 +28,7 @@ func openRead(path string) (int, error) {
 // A reader that was cut off for longer than its lease, while somebody wrote, gives
 // errors.
 func TestReaders(t *testing.T) {
+	mostlyWaits(t)
 	rig.RequireFUSE(t)
 	r := rig.New(t, 5*time.Minute)
 	store := r.MemcachedTCP(128).URL()

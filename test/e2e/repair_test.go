@@ -83,6 +83,7 @@ func holds(t *testing.T, f *rig.File, blocks int64, version uint64) (whole, lost
 // KVBFS_E2E_LONG also where it is the first server, which has the leases and decides
 // about records.
 func TestAcceptLoss(t *testing.T) {
+	mostlyWaits(t)
 	rig.RequireFUSE(t)
 	t.Run("second", func(t *testing.T) { acceptLoss(t, 1) })
 	if os.Getenv("KVBFS_E2E_LONG") != "" { // the leases that are gone are waited for

@@ -117,6 +117,7 @@ func serverLost(t *testing.T, r *rig.Rig, store string, victim *rig.Memcached) {
 // on another machine, may not write to the volume while the holder lives, and may
 // once the holder is unmounted.
 func TestOtherMachine(t *testing.T) {
+	mostlyWaits(t)
 	rig.RequireFUSE(t)
 	r := rig.New(t, 2*time.Minute)
 	store := r.Memcached(128).URL()

@@ -22,6 +22,7 @@ import (
 // writes nor its flushes are acknowledged. `kvbfs lock` shows the one and breaks the
 // other.
 func TestTakeover(t *testing.T) {
+	mostlyWaits(t)
 	rig.RequireFUSE(t)
 	all := map[string]func(t *testing.T){} // half a minute each, for the lease to end
 	for _, kind := range kinds {
@@ -149,6 +150,7 @@ func successor(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
 // and keeps this one out. With KVBFS_E2E_LONG it also succeeds a holder that was
 // killed, when its lease has run out and not before.
 func TestClocks(t *testing.T) {
+	mostlyWaits(t)
 	rig.RequireFUSE(t)
 	rig.Require(t, "unshare")
 	r := rig.New(t, 3*time.Minute)

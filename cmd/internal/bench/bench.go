@@ -87,6 +87,8 @@ type bench struct {
 	url        string // of the store
 	foreign    bool   // the store is not ours
 	raw        bool   // the store has a raw client
+	// redisBenchmark: redis-benchmark can measure the store.
+	redisBenchmark bool
 	made       []madeVolume
 	loops      []string // attached outside the scratch place
 	servers    []*server
@@ -191,7 +193,7 @@ func (b *bench) check() error {
 	}
 	for _, spec := range opt.Beside {
 		name, path, ok := strings.Cut(spec, "=")
-		if !ok || name == "" || path == "" || slices.Contains([]string{result.Raw, result.Null, result.Kvbfs, result.Gomemcache}, name) {
+		if !ok || name == "" || path == "" || slices.Contains(result.Subjects, name) {
 			return usagef("--beside %q: write NAME=PATH, with a name of its own; what is in PATH is overwritten", spec)
 		}
 		b.peers = append(b.peers, peer{name: name, path: path})
@@ -242,6 +244,13 @@ func (b *bench) examine(ctx context.Context) error {
 	b.raw = !b.foreign || hasServers(b.opt.Store)
 	if !b.raw {
 		b.skip("the raw store and the bounds that follow from it: only memcached and Redis have a raw client here")
+	}
+	if b.foreign && isRedis(b.opt.Store) {
+		if why := redisBenchmarkFits(b.opt.Store); why != "" {
+			b.skip("redis-benchmark: %s; the limit of the store is what kvbfs's client reaches alone", why)
+		} else {
+			b.redisBenchmark = true
+		}
 	}
 	return nil
 }

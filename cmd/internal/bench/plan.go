@@ -130,6 +130,10 @@ func (b *bench) plan() (plan, error) {
 			if r := (result.Row{Subject: result.Gomemcache, Work: w}); !b.opt.Quick && (!b.foreign || isMemcached(b.opt.Store)) && p.wants(r) {
 				p.plan.all = append(p.plan.all, measurement{row: r})
 			}
+			w = result.Work{Kind: kind, Block: block4k, Depth: 32, Jobs: b.cpus}
+			if r := (result.Row{Subject: result.RedisBenchmark, Work: w}); b.redisBenchmark && p.wants(r) {
+				p.plan.all = append(p.plan.all, measurement{row: r})
+			}
 		}
 	}
 	for _, t := range b.possible() {

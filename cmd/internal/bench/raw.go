@@ -210,7 +210,10 @@ func latencies(took []time.Duration) result.Sample {
 }
 
 // hasServers says whether a URL names servers, which raw clients can use.
-func hasServers(url string) bool { return isMemcached(url) || strings.HasPrefix(url, "redis") }
+func hasServers(url string) bool { return isMemcached(url) || isRedis(url) }
+
+// isRedis says whether redis-benchmark may be able to.
+func isRedis(url string) bool { return strings.HasPrefix(url, "redis") }
 
 // isMemcached says whether the plain client can use them.
 func isMemcached(url string) bool { return strings.HasPrefix(url, "memcached") }

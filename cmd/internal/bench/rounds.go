@@ -106,6 +106,7 @@ func (b *bench) need(targets []*target) int64 {
 type clients struct {
 	raw   *rawStore
 	plain *plainClient
+	redis *redisBenchmark
 }
 
 // close may be called twice.
@@ -117,7 +118,10 @@ func (c *clients) close() error {
 	if c.plain != nil {
 		all = errors.Join(all, c.plain.close())
 	}
-	c.raw, c.plain = nil, nil
+	if c.redis != nil {
+		all = errors.Join(all, c.redis.close())
+	}
+	c.raw, c.plain, c.redis = nil, nil, nil
 	return all
 }
 
@@ -132,6 +136,9 @@ func (b *bench) openClients(ctx context.Context, p plan) (*clients, error) {
 			c.raw, err = openRaw(ctx, b.url, b.opt.size)
 		case m.row.Subject == result.Gomemcache && c.plain == nil:
 			c.plain, err = openPlain(b.url)
+		case m.row.Subject == result.RedisBenchmark && c.redis == nil:
+			b.show.step("filling the raw store for redis-benchmark (%d MiB)", b.opt.size>>20)
+			c.redis, err = openRedisBenchmark(ctx, b.place, b.url, b.opt.size)
 		}
 		if err != nil {
 			if ctx.Err() != nil {
@@ -176,6 +183,8 @@ func (b *bench) once(ctx context.Context, m *measurement, c *clients) (result.Sa
 		return s, rawError(m.row.Work, err)
 	case result.Gomemcache:
 		return metered(0, func() (result.Sample, int64, error) { return c.plain.measure(ctx, m.row.Work, d) })
+	case result.RedisBenchmark:
+		return metered(0, func() (result.Sample, int64, error) { return c.redis.measure(ctx, m.row.Work, d) })
 	}
 	return b.fio(ctx, m.row.ID(), m.target, m.row.Work, b.opt.size)
 }

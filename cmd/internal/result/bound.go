@@ -11,14 +11,14 @@ func (r *Report) Find(subject, transport, place string, w Work) *Row {
 	return nil
 }
 
-// RawRate is how many blocks of one kind the store's own client moves per second
-// for a work of this shape, in the state that is fair to it: one operation at a
+// RawRate is how many blocks of one kind a client alone moves per second, kvbfs's or
+// the engine's own benchmark, whichever is faster, for a work of this shape, in the state that is fair to it: one operation at a
 // time per job where the work has depth 1, runs of consecutive blocks where its
 // requests have many, else as many single blocks in flight as were measured.
 func (r *Report) RawRate(kind string, w Work) (float64, bool) {
 	best, found := 0.0, false
 	for _, row := range r.Rows {
-		if row.Subject != Raw || row.Work.Kind != kind || row.Median.IOPS <= 0 {
+		if row.Subject != Raw && row.Subject != RedisBenchmark || row.Work.Kind != kind || row.Median.IOPS <= 0 {
 			continue
 		}
 		fits := false

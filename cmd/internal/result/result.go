@@ -26,11 +26,15 @@ import (
 
 // Subjects that are always there; peers have names of their own.
 const (
-	Raw        = "raw"
-	Null       = "null"
-	Kvbfs      = "kvbfs"
-	Gomemcache = "gomemcache"
+	Raw            = "raw"
+	Null           = "null"
+	Kvbfs          = "kvbfs"
+	Gomemcache     = "gomemcache"
+	RedisBenchmark = "redis-benchmark"
 )
+
+// Subjects are those that no peer may be called.
+var Subjects = []string{Raw, Null, Kvbfs, Gomemcache, RedisBenchmark}
 
 // Places.
 const (

@@ -197,7 +197,7 @@ func (r *Report) Transports() []string {
 // Peers lists the subjects that are not ours.
 func (r *Report) Peers() []string {
 	return values(r.Rows, func(row Row) (string, bool) {
-		return row.Subject, !slices.Contains([]string{Raw, Null, Kvbfs, Gomemcache}, row.Subject)
+		return row.Subject, !slices.Contains(Subjects, row.Subject)
 	})
 }
 

@@ -28,6 +28,8 @@ func (r *Report) RawTable() Table {
 			name = row.Work.Title()
 		case Gomemcache:
 			name = "gomemcache, " + row.Work.Title()
+		case RedisBenchmark:
+			name = "redis-benchmark, " + row.Work.Title()
 		default:
 			continue
 		}
