@@ -163,8 +163,9 @@ func (p *Proxy) accept(l net.Listener) {
 	}
 }
 
-// buffers are used again: who measures through a Proxy does not measure the collector.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+// buffers are used again, and large: who measures through a Proxy measures neither the
+// collector nor its system calls.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
 type packet struct {
 	buf  *[]byte // goes back to buffers
