@@ -89,10 +89,10 @@ type bench struct {
 	raw        bool   // the store has a raw client
 	// redisBenchmark: redis-benchmark can measure the store.
 	redisBenchmark bool
-	made       []madeVolume
-	loops      []string // attached outside the scratch place
-	servers    []*server
-	one        *mount // that most curves share
+	made           []madeVolume
+	loops          []string // attached outside the scratch place
+	servers        []*server
+	one            *mount // that most curves share
 }
 
 // peer is what was named with --beside.
