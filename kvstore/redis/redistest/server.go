@@ -174,6 +174,29 @@ func (s *Server) Restart() {
 	s.start()
 }
 
+// Synced takes the files of the server as they are now for what is on the disk of its
+// machine. crash is the crash of that machine, which loses what was written since, and
+// its start.
+func (s *Server) Synced() (crash func()) {
+	s.t.Helper()
+	log, disk := filepath.Join(s.dir, "appendonlydir"), s.t.TempDir()
+	if err := os.CopyFS(disk, os.DirFS(log)); err != nil {
+		s.t.Fatal(err)
+	}
+	return func() {
+		s.t.Helper()
+		s.Stop()
+		err := os.RemoveAll(log)
+		if err == nil {
+			err = os.CopyFS(log, os.DirFS(disk))
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.start()
+	}
+}
+
 // Pause stops the process (SIGSTOP): connections stay, nothing answers. It
 // returns when all threads have stopped.
 func (s *Server) Pause() {
