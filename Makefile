@@ -109,9 +109,9 @@ fuzz: ## each fuzz target for FUZZTIME (default 30s), and how often it ran
 FIGURES = docs/figures
 FROM   ?= $(FIGURES)/bench.json
 ROUNDS ?= 5
-# SIZE of each of the nine volumes that bench fills. Where the host of a virtual machine
-# is slow to give memory, 256M measures kvbfs and 1G the host.
-SIZE   ?= 1G
+# SIZE of each of the nine volumes that bench fills. Far more than the caches of a CPU is
+# enough; with 1G the host of a virtual machine may be measured, which is slow to give memory.
+SIZE   ?= 256M
 
 .PHONY: bench
 bench: build ## micro-benchmarks of each layer, then each layer's limit and the whole (kvbfs bench)

@@ -15,7 +15,7 @@ type benchCmd struct {
 	Transport string   `enum:"auto,dev,uring,both" default:"both" help:"How requests come from the kernel: dev, uring, auto (what a mount would take), or both in turn."`
 	Rounds    int      `default:"5" help:"How often everything is measured; the median counts."`
 	Seconds   int      `default:"2" help:"Length of each run."`
-	Size      string   `placeholder:"SIZE" help:"Size of each volume that is measured; all of it is stored. Default: 1G, with --quick 64M."`
+	Size      string   `placeholder:"SIZE" help:"Size of each volume that is measured; all of it is stored. Default: 256M, with --quick 64M."`
 	Quick     bool     `help:"One round of a few works for one second each: to see that it works, not for figures."`
 	Only      string   `placeholder:"REGEXP" help:"Measure only what has a name like this. Names: kvbfs/uring/loop/randread-4k-qd32x2, null/dev/file/..., raw/get-4k-qd1x1, check/idle-cpu/dev, curve/depth/dev."`
 	Curves    bool     `help:"Measure how cost grows with depth, jobs, workers, connections, servers, size and number of volumes, and nothing else."`

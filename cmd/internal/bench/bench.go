@@ -166,7 +166,7 @@ func (b *bench) check() error {
 		}
 	}
 	if opt.Size == "" {
-		opt.Size = "1G"
+		opt.Size = "256M"
 	}
 	var err error
 	if opt.size, err = stack.ParseSize(opt.Size); err != nil {
