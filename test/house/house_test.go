@@ -92,7 +92,7 @@ var only = map[string][]string{
 	"github.com/alecthomas/kong":        {"cmd"},
 	"github.com/freddierice/go-losetup": {"losetup"},
 	"github.com/bradfitz/gomemcache":    {"kvstore/memcached", "cmd/internal/bench", "test/naive"}, // there: what we are compared with
-	"github.com/redis/go-redis":         {"kvstore/redis", "cmd/internal/bench"}, // there: the keys of redis-benchmark
+	"github.com/redis/go-redis":         {"kvstore/redis", "cmd/internal/bench"},                   // there: the keys of redis-benchmark
 	"go.etcd.io/bbolt":                  {"kvstore/bolt"},
 	"github.com/tikv":                   {"kvstore/tikv"},
 }
