@@ -149,8 +149,10 @@ func TestDumpOnQuit(t *testing.T) {
 	fill(t, f, 16, 1)
 	srv.Stop()
 	done := waiting(t, f, 5, 2)
-	must(t, syscall.Kill(m.PID(), syscall.SIGQUIT))
 	rig.Eventually(t, 30*time.Second, "the log has the state", func() bool {
+		// Again: what waits is named once it has waited for some time.
+		must(t, syscall.Kill(m.PID(), syscall.SIGQUIT))
+		time.Sleep(200 * time.Millisecond)
 		logs, _ := filepath.Glob(filepath.Join(r.RuntimeDir(), "mounts", "*.log"))
 		for _, name := range logs {
 			text, _ := os.ReadFile(name)

@@ -152,12 +152,10 @@ func TestBenchRedis(t *testing.T) {
 // nothingLeftButServer: the server is the test's own.
 func nothingLeftButServer(t *testing.T, r *rig.Rig, pid int, tmp string) {
 	t.Helper()
-	if pids := r.Processes(); len(pids) != 1 || pids[0] != pid {
-		t.Errorf("processes %v are left, of which %d is the server", pids, pid)
-	}
-	if loops := r.Loops(); len(loops) > 0 {
-		t.Errorf("loop devices are left: %v", loops)
-	}
+	rig.Eventually(t, 30*time.Second, "no process but the server is left, and no loop device", func() bool {
+		pids := r.Processes()
+		return len(pids) == 1 && pids[0] == pid && len(r.Loops()) == 0
+	})
 	if files, _ := filepath.Glob(filepath.Join(tmp, "*")); len(files) > 0 {
 		t.Errorf("files left behind: %v", files)
 	}

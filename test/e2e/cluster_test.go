@@ -101,13 +101,15 @@ func (w *onCluster) end(t *testing.T) {
 	t.Helper()
 	r := w.r
 	wentBack := logged(t, r, "went back in time") > 0
-	if out := r.Kvbfs("status"); !strings.Contains(out, "durability  server") || strings.Contains(out, "NO ANSWER") {
-		t.Errorf("status does not say the durability, or that all answer:\n%s", out)
-	}
+	rig.Eventually(t, time.Minute, "status says the durability, and that all answer", func() bool {
+		out := r.Kvbfs("status")
+		return strings.Contains(out, "durability  server") && !strings.Contains(out, "NO ANSWER")
+	})
 	if wentBack { // flushes fail for good: a new mount, and the journal's replay
 		r.Try("umount", "-l", w.dir)
 		w.m.Kill()
 		r.Try("losetup", "-d", w.dev)
+		rig.Eventually(t, 30*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
 	} else {
 		r.UmountFS(w.dir)
 		r.Detach(w.dev)

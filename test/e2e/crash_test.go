@@ -74,7 +74,7 @@ func crash(t *testing.T, r *rig.Rig, store, volume string, loop bool, kills int)
 		}
 		if loop {
 			r.Run("losetup", "-d", dev)
-			rig.Eventually(t, 10*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
+			rig.Eventually(t, 30*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
 		}
 		rig.Eventually(t, 10*time.Second, "the daemon is gone", func() bool { return !rig.Alive(m.PID()) })
 		r.Try("umount", "-l", m.Dir)
@@ -153,11 +153,13 @@ func TestCrashFileSystem(t *testing.T) {
 		r.Run("cp", "-a", goroot(t, r)+"/src/net", dir+"/kept")
 		r.Run("sync", "-f", dir)
 		want := rig.ReadTree(t, dir+"/kept")
+		src := goroot(t, r) + "/src/cmd"
 		time.AfterFunc(300*time.Millisecond, func() { _ = syscall.Kill(m.PID(), syscall.SIGKILL) })
-		r.Try("cp", "-a", goroot(t, r)+"/src/cmd", dir+"/cut") // ends with an error
+		r.Try("cp", "-a", src, dir+"/cut") // ends with an error
 		rig.Eventually(t, 10*time.Second, "the daemon is gone", func() bool { return !rig.Alive(m.PID()) })
 		r.Run("umount", dir)
 		r.Try("losetup", "-d", dev)
+		rig.Eventually(t, 30*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
 		r.Try("umount", "-l", m.Dir)
 
 		m.Mount(store)

@@ -262,7 +262,11 @@ func TestScrubInterrupted(t *testing.T) {
 	if res.Code != 130 || !strings.Contains(res.Stderr, "goes on") {
 		t.Errorf("interrupted: status %d\n%s", res.Code, res.All())
 	}
-	res = r.TryKvbfs("scrub", "v", "--store", store, "--rate", "0", "--json")
+	// The daemon ends its scrub when it notices that the caller is gone.
+	rig.Eventually(t, 30*time.Second, "the first scrub has ended", func() bool {
+		res = r.TryKvbfs("scrub", "v", "--store", store, "--rate", "0", "--json")
+		return !strings.Contains(res.Stderr, "being scrubbed already")
+	})
 	var d damage
 	if err := json.Unmarshal([]byte(res.Stdout), &d); err != nil || res.Code != 0 || d.Resumed == 0 || d.Checked != 2000 || !d.Complete {
 		t.Errorf("%v, %+v\n%s", err, d, res.Stderr)

@@ -24,9 +24,10 @@ func TestIOTimeout(t *testing.T) {
 	srv := r.Memcached(128)
 	store := srv.URL()
 	r.Create(store, "v", "64M")
-	m := r.Mount(store, "--io-timeout", "2s")
+	m := r.Mount(store)
 	f := rig.Direct(t, m.Image("v"))
 	fill(t, f, 64, 1)
+	r.Kvbfs("volume", "set", "v", "--io-timeout", "2s", "--store", store)
 
 	read := func() chan error {
 		done := make(chan error, 1)

@@ -168,7 +168,7 @@ func (m *Memcached) Start() {
 	}
 	m.r.servers[m.PID()] = true
 	m.r.mu.Unlock()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		_, err := m.ask("version")
 		if err == nil {
 			return

@@ -41,9 +41,7 @@ func (d *demo) crash(ctx context.Context, c *column) (cell, error) {
 		return cell{}, err
 	}
 	led := &ledger{issued: map[int64]uint64{}, acked: map[int64]uint64{}}
-	kill := time.AfterFunc(crashAfter, func() { syscall.Kill(m.PID, syscall.SIGKILL) })
-	err = workers(8, func(i int) error { return led.write(ctx, fd, i) })
-	kill.Stop()
+	err = led.writeUntilKilled(ctx, fd, m.PID)
 	unix.Close(fd)
 	if err != nil {
 		return cell{}, err
@@ -67,6 +65,40 @@ func (d *demo) crash(ctx context.Context, c *column) (cell, error) {
 	}
 	return cell{Text: fmt.Sprintf("0 of %s lost", thousands(led.count)), Value: float64(led.count), Unit: "acknowledged writes, none lost",
 		Note: fmt.Sprintf("back after %.1f s", back.Seconds())}, nil
+}
+
+// writeUntilKilled has eight writers write, and kills the daemon some time after the
+// first write was acknowledged, however long that took.
+func (l *ledger) writeUntilKilled(ctx context.Context, fd, pid int) error {
+	ended := make(chan struct{})
+	var killer sync.WaitGroup
+	killer.Go(func() {
+		for wait := time.Millisecond; ; {
+			select {
+			case <-ended:
+				return
+			case <-time.After(wait):
+			}
+			if wait == crashAfter {
+				syscall.Kill(pid, syscall.SIGKILL)
+				return
+			}
+			if l.acknowledged() > 0 {
+				wait = crashAfter
+			}
+		}
+	})
+	err := workers(8, func(i int) error { return l.write(ctx, fd, i) })
+	close(ended)
+	killer.Wait()
+	return err
+}
+
+// acknowledged is how many writes were.
+func (l *ledger) acknowledged() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.count
 }
 
 // write writes versions into blocks of its own until the daemon is dead.
