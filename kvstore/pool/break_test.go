@@ -8,11 +8,12 @@ import (
 // TestBreak: a lease that is renewed is taken away by force only; its holder's
 // fence is closed before anybody else may write; one that ran out is freed.
 func TestBreak(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	ctx := t.Context()
 	st := newVolume(t, 1)
 	p, _ := host(t, st)
 	q, _ := host(t, st)
-	holder := acquire(t, p, LeaseOptions{})
+	holder := acquire(t, p, LeaseOptions{TTL: aliveTTL})
 	wantErr(t, q.Break(ctx, "v", false), ErrHeld)
 	if err := holder.Wait(ctx); err != nil {
 		t.Fatal("a break that was refused:", err)

@@ -22,47 +22,58 @@ import (
 // while a lease is held, or all the time, respect it for a TTL, no longer and no
 // shorter.
 func TestWallClocks(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	for _, apart := range []time.Duration{0, 10 * time.Hour, -10 * time.Hour, allTheTime} {
+		t.Run(apart.String(), func(t *testing.T) {
+			t.Parallel()
+			wallClocks(t, apart)
+		})
+	}
+}
+
+// allTheTime is a distance of clocks that are set all the time.
+const allTheTime = time.Duration(1)
+
+func wallClocks(t *testing.T, apart time.Duration) {
+	const ttl = time.Second // see aliveTTL; four of these pass
 	ctx := t.Context()
 	st := newVolume(t, 1)
-	const allTheTime = time.Duration(1)
-	for _, apart := range []time.Duration{0, 10 * time.Hour, -10 * time.Hour, allTheTime} {
-		var set time.Duration
-		var pools [2]*Pool
-		for i := range pools {
-			off := apart * time.Duration(i)
-			now := func() time.Time { return time.Now().Add(off + set) }
-			if apart == allTheTime {
-				now = jumping
-			}
-			pools[i] = open(t, newRig(st), Options{RuntimeDir: t.TempDir(), Now: now})
+	var set time.Duration
+	var pools [2]*Pool
+	for i := range pools {
+		off := apart * time.Duration(i)
+		now := func() time.Time { return time.Now().Add(off + set) }
+		if apart == allTheTime {
+			now = jumping
 		}
-		p, q := pools[0], pools[1]
-		l := acquire(t, p, LeaseOptions{})
-		// For each way in which the clocks of both are set the holder lives.
-		for _, set = range []time.Duration{0, time.Hour, -24 * time.Hour} {
-			_, err := q.Acquire(ctx, "v", LeaseOptions{TTL: testTTL})
-			wantErr(t, err, ErrHeld)
-			if err := l.Wait(ctx); err != nil {
-				t.Fatal(err)
-			}
-		}
-		set = 48 * time.Hour
-		p.Close()
-		began := kvstore.Boottime()
-		m := acquire(t, q, LeaseOptions{})
-		if waited := time.Duration(kvstore.Boottime() - began); waited < testTTL {
-			t.Errorf("taken over after %v, before the TTL", waited)
-		}
-		if l.Fence().Passes() {
-			t.Error("the old holder may write")
-		}
-		h, _, err := q.Holder(ctx, "v")
-		if wrong := time.Until(h.Since); err != nil || apart != allTheTime && (wrong-set-apart).Abs() > time.Hour {
-			t.Errorf("the record's time of day is wrong by %v, not by %v: %v", wrong, set+apart, err)
-		}
-		if err := m.Release(ctx); err != nil {
+		pools[i] = open(t, newRig(st), Options{RuntimeDir: t.TempDir(), Now: now})
+	}
+	p, q := pools[0], pools[1]
+	l := acquire(t, p, LeaseOptions{TTL: ttl})
+	// For each way in which the clocks of both are set the holder lives.
+	for _, set = range []time.Duration{0, time.Hour, -24 * time.Hour} {
+		_, err := q.Acquire(ctx, "v", LeaseOptions{TTL: testTTL})
+		wantErr(t, err, ErrHeld)
+		if err := l.Wait(ctx); err != nil {
 			t.Fatal(err)
 		}
+	}
+	set = 48 * time.Hour
+	p.Close()
+	began := kvstore.Boottime()
+	m := acquire(t, q, LeaseOptions{})
+	if waited := time.Duration(kvstore.Boottime() - began); waited < ttl {
+		t.Errorf("taken over after %v, before the TTL", waited)
+	}
+	if l.Fence().Passes() {
+		t.Error("the old holder may write")
+	}
+	h, _, err := q.Holder(ctx, "v")
+	if wrong := time.Until(h.Since); err != nil || apart != allTheTime && (wrong-set-apart).Abs() > time.Hour {
+		t.Errorf("the record's time of day is wrong by %v, not by %v: %v", wrong, set+apart, err)
+	}
+	if err := m.Release(ctx); err != nil {
+		t.Fatal(err)
 	}
 }
 

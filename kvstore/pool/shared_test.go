@@ -29,12 +29,14 @@ func shareLease(t testing.TB, p *Pool, opt LeaseOptions) *Lease {
 // TestReadersShare: readers of several machines at once, no writer beside them, no
 // reader beside a writer.
 func TestReadersShare(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	ctx := t.Context()
 	st := newVolume(t, 2)
 	p, _ := host(t, st)
 	q, _ := host(t, st)
 	w, _ := host(t, st)
-	a, b := shareLease(t, p, LeaseOptions{}), shareLease(t, q, LeaseOptions{})
+	alive := LeaseOptions{TTL: aliveTTL}
+	a, b := shareLease(t, p, alive), shareLease(t, q, alive)
 	for _, l := range []*Lease{a, b} {
 		if err := l.Wait(ctx); err != nil || l.Generation() != 0 {
 			t.Fatal(l.Generation(), err)
@@ -42,7 +44,7 @@ func TestReadersShare(t *testing.T) {
 	}
 	writer, readers, err := w.Holders(ctx, "v")
 	if err != nil || writer != nil || len(readers) != 2 || readers[0].ID != a.ID() || readers[1].ID != b.ID() ||
-		readers[0].SameHost || readers[0].PID != os.Getpid() || readers[0].TTL != testTTL {
+		readers[0].SameHost || readers[0].PID != os.Getpid() || readers[0].TTL != aliveTTL {
 		t.Fatal(writer, readers, err)
 	}
 	if _, held, err := w.Holder(ctx, "v"); held || err != nil {
@@ -172,11 +174,13 @@ func TestLateReader(t *testing.T) {
 
 // TestUpgrade: who reads may go on to write if nobody else reads.
 func TestUpgrade(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	ctx := t.Context()
 	st := newVolume(t, 1)
 	p, _ := host(t, st)
 	q, _ := host(t, st)
-	mine, other := shareLease(t, p, LeaseOptions{}), shareLease(t, q, LeaseOptions{})
+	alive := LeaseOptions{TTL: aliveTTL}
+	mine, other := shareLease(t, p, alive), shareLease(t, q, alive)
 	_, err := p.Acquire(ctx, "v", LeaseOptions{TTL: testTTL, Upgrade: mine})
 	wantErr(t, err, ErrHeld)
 	if err := mine.Wait(ctx); err != nil {
@@ -236,11 +240,12 @@ func TestLostSharedRecord(t *testing.T) {
 
 // TestBreakReaders: readers that live lose their shares by force only.
 func TestBreakReaders(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	ctx := t.Context()
 	st := newVolume(t, 1)
 	p, _ := host(t, st)
 	q, _ := host(t, st)
-	l := shareLease(t, p, LeaseOptions{})
+	l := shareLease(t, p, LeaseOptions{TTL: aliveTTL})
 	wantErr(t, q.Break(ctx, "v", false), ErrHeld)
 	if err := l.Wait(ctx); err != nil {
 		t.Fatal("a break that was refused:", err)

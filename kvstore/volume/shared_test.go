@@ -9,12 +9,17 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 )
 
+// aliveTTL is the TTL of a holder that others must see alive: it has to renew in time,
+// also on a machine that does not let it run for a while. Where a lease runs out a test
+// has a shorter one.
+const aliveTTL = time.Second
+
 // machine returns a second machine on the store of a rig.
 func (r *rig) machine(opt Options) *Set {
 	r.t.Helper()
 	p, err := pool.Open(ctx, r.store, pool.Options{URL: "test:", StateDir: r.t.TempDir(), RuntimeDir: r.t.TempDir()})
 	must(r.t, err)
-	opt.RuntimeDir, opt.Lease.TTL = r.t.TempDir(), 60*time.Millisecond
+	opt.RuntimeDir, opt.Lease.TTL = r.t.TempDir(), aliveTTL
 	s := New(p, r.store, opt)
 	r.t.Cleanup(func() {
 		if err := s.Close(ctx); err != nil && !errors.Is(err, pool.ErrHeld) {
@@ -43,7 +48,7 @@ func TestReadersOfTwoMachines(t *testing.T) {
 	for _, kind := range []string{"mem", "file"} {
 		t.Run(kind, func(t *testing.T) {
 			r := newRig(t, kind)
-			r.set.opt.Lease.TTL = 60 * time.Millisecond
+			r.set.opt.Lease.TTL = aliveTTL
 			r.create("v", 1<<20)
 			v := r.open("v")
 			want := pattern(4*4096, 1)
@@ -93,7 +98,7 @@ func TestReadersOfTwoMachines(t *testing.T) {
 // again when it was closed everywhere.
 func TestOvertakenReader(t *testing.T) {
 	r := newRig(t, "mem")
-	r.set.opt.Lease.TTL = 60 * time.Millisecond
+	r.set.opt.Lease.TTL = aliveTTL
 	r.create("v", 1<<20)
 	v := r.open("v")
 	r.write(v, 0, pattern(2*4096, 1))

@@ -128,7 +128,7 @@ func TestReadsDuringUpgrade(t *testing.T) {
 // lease was taken. Reading goes on, nobody else writes, and the next try succeeds.
 func TestFailedUpgrade(t *testing.T) {
 	r := newRig(t, "mem")
-	r.set.opt.Lease.TTL = 60 * time.Millisecond
+	r.set.opt.Lease.TTL = aliveTTL
 	r.create("v", 1<<20)
 	v := r.open("v")
 	r.write(v, 0, pattern(4096, 1))
@@ -146,7 +146,7 @@ func TestFailedUpgrade(t *testing.T) {
 		r.store.after.Store(nil)
 	}
 	fail()
-	until := kvstore.Boottime() + int64(3*r.set.opt.Lease.TTL)
+	until := kvstore.Boottime() + int64(aliveTTL+aliveTTL/4) // what was good before is so no more
 	for kvstore.Boottime() < until {
 		if got, err := readOn(r.set, v, 0, 4096); err != nil || !bytes.Equal(got, pattern(4096, 1)) {
 			t.Fatal("after an upgrade that failed:", err)
