@@ -25,6 +25,7 @@ func TestRestartFromTheLog(t *testing.T) {
 	for n := range uint64(20) {
 		want(t, do1(t, ch, write(n, kvstore.Any, block(n+500))), nil)
 	}
+	server.Logged()
 	server.Restart()
 	for n := range uint64(20) {
 		wantBlock(t, ch, n, block(n+500))
@@ -109,6 +110,7 @@ func TestOthersMayHaveWritten(t *testing.T) {
 	for n := range uint64(10) {
 		server.Do("SET", blockKey(key(n)), stored(key(n), 7, block(n+100))) // the other machine
 	}
+	server.Logged()
 	server.Restart()
 	wantBlock(t, ch, 5, block(105))
 	want(t, ch.Flush(bg(t), testLayer), nil)

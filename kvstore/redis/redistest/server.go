@@ -174,11 +174,20 @@ func (s *Server) Restart() {
 	s.start()
 }
 
+// Logged waits until all that the server has acknowledged is in its log, as far as the
+// kernel is concerned. With everysec Redis answers and does not write its log while an
+// fsync is under way, for up to two seconds.
+func (s *Server) Logged() {
+	s.t.Helper()
+	Eventually(s.t, s.addr+" has written its log", func() bool { return s.Info("persistence", "aof_buffer_length") == "0" })
+}
+
 // Synced takes the files of the server as they are now for what is on the disk of its
 // machine. crash is the crash of that machine, which loses what was written since, and
 // its start.
 func (s *Server) Synced() (crash func()) {
 	s.t.Helper()
+	s.Logged()
 	log, disk := filepath.Join(s.dir, "appendonlydir"), s.t.TempDir()
 	if err := os.CopyFS(disk, os.DirFS(log)); err != nil {
 		s.t.Fatal(err)
