@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -77,19 +78,31 @@ func TestDemo(t *testing.T) {
 	nothingLeft(t, r, tmp)
 }
 
-func nothingLeft(t *testing.T, r *rig.Rig, tmp string) {
+// nothingLeft: no mount, loop device or process of a rig is left, and no file in these
+// directories.
+func nothingLeft(t *testing.T, r *rig.Rig, dirs ...string) {
 	t.Helper()
-	look := func() (left []string) {
-		files, _ := filepath.Glob(filepath.Join(tmp, "*"))
-		return append(r.Leftovers(), files...)
-	}
+	leftBehind(t, nil, func() []string {
+		left := r.Leftovers()
+		for _, dir := range dirs {
+			files, _ := filepath.Glob(filepath.Join(dir, "*"))
+			left = append(left, files...)
+		}
+		return left
+	})
+}
+
+// leftBehind waits until nothing is there but what was before. A daemon has left the
+// registry a moment before its process ends, and that is all that `down` waits for.
+func leftBehind(t *testing.T, before []string, look func() []string) {
+	t.Helper()
 	// Long, for a machine that is loaded: what is left behind stays for ever.
 	left := look()
-	for end := time.Now().Add(30 * time.Second); len(left) > 0 && time.Now().Before(end); left = look() {
+	for end := time.Now().Add(30 * time.Second); !slices.Equal(left, before) && time.Now().Before(end); left = look() {
 		time.Sleep(50 * time.Millisecond)
 	}
-	if len(left) > 0 {
-		t.Errorf("left behind: %v", left)
+	if !slices.Equal(left, before) {
+		t.Errorf("left behind: %q, before: %q", left, before)
 	}
 }
 

@@ -125,7 +125,7 @@ $K umount ~/mnt
 		if strings.Count(out, ": OK") != 2 {
 			t.Errorf("checksums after down and up:\n%s", out)
 		}
-		rig.Eventually(t, 5*time.Second, "nothing is left", func() bool { return len(r.Leftovers()) == 0 })
+		nothingLeft(t, r)
 	})
 	t.Run("command", func(t *testing.T) {
 		r := rig.New(t, 2*time.Minute)
@@ -142,7 +142,7 @@ test -z "$(ls -A ~/data)"`)
 		if res := u.do(`$K up data --rootless --at ~/data -- sh -c 'kill -9 $$'`); res.Code != 137 {
 			t.Errorf("a command that is killed: status %d\n%s", res.Code, res.All())
 		}
-		rig.Eventually(t, 5*time.Second, "nothing is left", func() bool { return len(r.Leftovers()) == 0 })
+		nothingLeft(t, r)
 	})
 	t.Run("without --rootless", func(t *testing.T) {
 		r := rig.New(t, time.Minute)
@@ -152,9 +152,7 @@ test -z "$(ls -A ~/data)"`)
 			t.Errorf("up without root: status %d\n%s", res.Code, res.All())
 		}
 		rig.OneLine(t, "up", res.Stderr)
-		if left := r.Leftovers(); len(left) > 0 {
-			t.Errorf("left behind: %v", left)
-		}
+		nothingLeft(t, r)
 	})
 }
 

@@ -105,7 +105,7 @@ func TestLosetupByHand(t *testing.T) {
 	r.UmountFS(dir)
 	r.Fsck("ext4", dev)
 	r.Run("losetup", "-d", dev)
-	rig.Eventually(t, 5*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
+	rig.Eventually(t, 30*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
 	m.Umount()
 }
 
@@ -141,7 +141,7 @@ func TestQuickStart(t *testing.T) {
 				t.Errorf("the commands by hand attached %v", r.Loops())
 			}
 			r.Run("losetup", "-d", r.Loops()[0])
-			rig.Eventually(t, 5*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
+			rig.Eventually(t, 30*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
 			r.Kvbfs("umount", mnt)
 		})
 	}

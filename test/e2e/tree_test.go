@@ -54,7 +54,7 @@ func TestTree(t *testing.T) {
 			if fs == "ext4" {
 				stores = everyStore
 			}
-			stores(t, 4*time.Minute, 1024, func(t *testing.T, r *rig.Rig, store string) {
+			stores(t, 10*time.Minute, 1024, func(t *testing.T, r *rig.Rig, store string) {
 				tree(t, r, store, fs)
 			})
 		})
@@ -78,10 +78,7 @@ func tree(t *testing.T, r *rig.Rig, store, fs string) {
 		work(t, r, at)
 	}
 	r.Kvbfs("down", "disk")
-	left := r.Loops()
-	if len(left) > 0 || r.Daemon(at) != 0 {
-		t.Fatalf("down left %v", r.Leftovers())
-	}
+	nothingLeft(t, r)
 
 	r.Kvbfs(up...)
 	rig.SameTree(t, want, rig.ReadTree(t, filepath.Join(at, "src")))

@@ -87,9 +87,7 @@ func upDown(t *testing.T, r *rig.Rig, store, fs string) {
 		t.Errorf("up at a second place: status 0\n%s", res.All())
 	}
 	r.Kvbfs("down", "disk")
-	if left := r.Leftovers(); len(left) > 0 {
-		t.Errorf("left behind by down: %v", left)
-	}
+	nothingLeft(t, r)
 	if d := chain(t, r, "down", "disk"); !d.Already {
 		t.Errorf("down of what is down: %+v", d)
 	}
@@ -99,9 +97,7 @@ func upDown(t *testing.T, r *rig.Rig, store, fs string) {
 	} else {
 		rig.OneLine(t, "up", res.Stderr)
 	}
-	if left := r.Leftovers(); len(left) > 0 {
-		t.Errorf("left behind by an up that failed: %v", left)
-	}
+	nothingLeft(t, r)
 	if third := chain(t, r, "up", "disk", "--at", at, "--store", store); third.MadeFS || third.FS != fs {
 		t.Errorf("up without --fs: %+v", third)
 	}
@@ -150,9 +146,7 @@ func TestUpAfterCrash(t *testing.T) {
 			}
 			half(t, r, chain(t, r, up...), r.OnlyDaemon())
 			r.Kvbfs("down", "disk")
-			if left := r.Leftovers(); len(left) > 0 {
-				t.Errorf("left behind by down: %v", left)
-			}
+			nothingLeft(t, r)
 			m := r.Mount(store)
 			dev := m.Attach("disk")
 			r.Try("e2fsck", "-p", dev) // replays the journal

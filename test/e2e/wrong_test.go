@@ -29,7 +29,7 @@ func TestWrongInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	silent := "memcached+unix://" + r.Path("nobody-listens")
-	before := strings.Join(r.Leftovers(), "\n")
+	before := r.Leftovers()
 
 	for _, c := range []struct {
 		name string
@@ -75,9 +75,7 @@ func TestWrongInput(t *testing.T) {
 				t.Errorf("status %d after %v, want %d\n%s", res.Code, res.Took.Round(time.Millisecond), c.code, res.All())
 			}
 			rig.OneLine(t, "stderr", res.Stderr)
-			if now := strings.Join(r.Leftovers(), "\n"); now != before {
-				t.Errorf("left behind:\n%s\nbefore:\n%s", now, before)
-			}
+			leftBehind(t, before, r.Leftovers)
 		})
 	}
 	if ls := r.Kvbfs("volume", "ls", "--store", store); !strings.Contains(ls, "there") || strings.Count(strings.TrimSpace(ls), "\n") > 1 {
@@ -112,9 +110,7 @@ func TestBusy(t *testing.T) {
 	r.Fsck("ext4", dev)
 	r.Detach(dev)
 	m.Umount()
-	if left := r.Leftovers(); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
+	nothingLeft(t, r)
 }
 
 // TestNoLoop: root with /dev/fuse and without loop devices, as in a container,
@@ -131,9 +127,7 @@ func TestNoLoop(t *testing.T) {
 		t.Errorf("up without loop devices: status %d\n%s", res.Code, res.All())
 	}
 	rig.OneLine(t, "up", res.Stderr)
-	if left := r.Leftovers(); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
+	nothingLeft(t, r)
 	if out := r.Kvbfs("volume", "ls", "--json", "--store", r.FileStore()); strings.TrimSpace(out) != "[]" {
 		t.Errorf("an up that failed left a volume: %s", out)
 	}
@@ -159,7 +153,5 @@ func TestNoFUSE(t *testing.T) {
 			t.Errorf("demo does not name the container flag: %s", res.Stderr)
 		}
 	}
-	if left := r.Leftovers(); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
+	nothingLeft(t, r)
 }

@@ -106,7 +106,7 @@ func (m *Mount) Image(volume string) string { return filepath.Join(m.Dir, volume
 func (m *Mount) Umount() {
 	m.r.T.Helper()
 	m.r.Kvbfs("umount", m.Dir)
-	Eventually(m.r.T, 10*time.Second, "the daemon ends after umount", func() bool { return !Alive(m.pid) })
+	Eventually(m.r.T, 30*time.Second, "the daemon ends after umount", func() bool { return !Alive(m.pid) })
 }
 
 // Kill kills the daemon with SIGKILL, as a crash would, and clears the dead
