@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ func TestRedisCluster(t *testing.T) {
 			rig.Require(t, "mkfs."+fs)
 			r := rig.New(t, 5*time.Minute)
 			c := redistest.Cluster(t, 3, 1, redistest.MemoryMB(512))
+			c.NoFailover()
 			r.Create(c.URL(), "disk", "512M")
 			w := &onCluster{r: r, c: c, m: r.Mount(c.URL(), "--wait-replicas=1"), fs: fs, src: goroot(t, r) + "/src/net"}
 			w.dev = w.m.Attach("disk")
@@ -78,6 +80,7 @@ func (w *onCluster) failover(t *testing.T) {
 	time.Sleep(time.Second) // they have begun
 	dead := w.c.Servers[1]
 	masters := len(w.c.Masters())
+	w.c.Failover()
 	dead.Stop()
 	rig.Eventually(t, 60*time.Second, "a replica took over", func() bool { return len(w.c.Masters()) == masters })
 	dead.Restart() // as a replica, for which flushes wait
@@ -138,8 +141,13 @@ func (w *onCluster) end(t *testing.T) {
 func TestClusterBehind(t *testing.T) {
 	rig.RequireFUSE(t)
 	c := redistest.Cluster(t, 3, 1, redistest.MemoryMB(512))
+	c.NoFailover()
+	var failover sync.Once
 	// 96 MiB: a third of it is far more than sockets hold on their way to a replica.
-	behind(t, c.URL(), 24<<10, c.Servers[0], c.Servers[3], func() bool { return len(c.Masters()) == 3 })
+	behind(t, c.URL(), 24<<10, c.Servers[0], c.Servers[3], func() bool {
+		failover.Do(c.Failover)
+		return len(c.Masters()) == 3
+	})
 }
 
 // behind fills blocks and stops the replica of a master for a while, in which they are

@@ -86,9 +86,26 @@ func New(t testing.TB, limit time.Duration) *Rig {
 	})
 	t.Cleanup(func() {
 		r.dog.Stop()
+		if t.Failed() {
+			r.tellLogs()
+		}
 		r.Sweep()
 	})
 	return r
+}
+
+// tellLogs prints what the daemons of a test that failed logged last.
+func (r *Rig) tellLogs() {
+	const lines = 60
+	logs, _ := filepath.Glob(filepath.Join(r.Dir, "*", "mounts", "*.log"))
+	for _, name := range logs {
+		text, err := os.ReadFile(name)
+		if err != nil || len(text) == 0 {
+			continue
+		}
+		all := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
+		r.T.Logf("%s, the last lines:\n%s", filepath.Base(name), strings.Join(all[max(0, len(all)-lines):], "\n"))
+	}
 }
 
 // StateDir and RuntimeDir are what KVBFS_STATE_DIR and KVBFS_RUNTIME_DIR name.

@@ -3,12 +3,12 @@ package redistest
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"os"
 )
 
 // slots of a Redis Cluster.
@@ -20,13 +20,21 @@ type ClusterNodes struct {
 	Servers []*Server
 	opts    []Option
 	ids     map[*Server]string
+	patient time.Duration
 }
+
+// failoverTimeout is how long a master may be silent where one is to be replaced, and
+// stalledTimeout where none is: longer than a machine is stalled.
+const (
+	failoverTimeout = 1500 * time.Millisecond
+	stalledTimeout  = time.Minute
+)
 
 // Cluster starts a cluster of masters with a number of replicas each, and waits until
 // it serves.
 func Cluster(t testing.TB, masters, replicas int, opts ...Option) *ClusterNodes {
 	t.Helper()
-	c := &ClusterNodes{t: t, opts: opts, ids: map[*Server]string{}}
+	c := &ClusterNodes{t: t, opts: opts, ids: map[*Server]string{}, patient: failoverTimeout}
 	for range masters * (1 + replicas) {
 		c.start()
 	}
@@ -59,7 +67,7 @@ func Cluster(t testing.TB, masters, replicas int, opts ...Option) *ClusterNodes 
 func (c *ClusterNodes) start() *Server {
 	c.t.Helper()
 	s := Start(c.t, append([]Option{TCP(), Args(
-		"--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--cluster-replica-validity-factor", "0",
+		"--cluster-enabled", "yes", "--cluster-node-timeout", strconv.FormatInt(c.patient.Milliseconds(), 10), "--cluster-replica-validity-factor", "0",
 		"--repl-diskless-sync-delay", "0", "--repl-timeout", "10",
 	)}, c.opts...)...)
 	c.Servers = append(c.Servers, s)
@@ -76,8 +84,28 @@ func (c *ClusterNodes) wait(n int) {
 		}
 		Eventually(c.t, "the cluster serves", func() bool {
 			info, _ := s.Client.ClusterInfo(context.Background()).Result()
-			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", n))
+			// A node that is known by a handshake only has no name yet.
+			nodes, _ := s.Client.ClusterNodes(context.Background()).Result()
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", n)) &&
+				nodes != "" && !strings.Contains(nodes, "handshake")
 		})
+	}
+}
+
+// NoFailover has masters stay what they are, though the machine stalls for a while;
+// Failover ends that: one that is silent for 1.5 s is replaced.
+func (c *ClusterNodes) NoFailover() { c.patience(stalledTimeout) }
+
+// Failover undoes NoFailover.
+func (c *ClusterNodes) Failover() { c.patience(failoverTimeout) }
+
+func (c *ClusterNodes) patience(d time.Duration) {
+	c.t.Helper()
+	c.patient = d
+	for _, s := range c.Servers {
+		if s.PID() != 0 {
+			s.Do("CONFIG", "SET", "cluster-node-timeout", d.Milliseconds())
+		}
 	}
 }
 
@@ -159,7 +187,7 @@ type Watched struct {
 const MasterName = "disk"
 
 // Sentinel starts a master, replicas and three Sentinels, and waits until they know
-// each other.
+// each other. Then a master that is silent for a second is replaced; before, none is.
 func Sentinel(t testing.TB, replicas int, opts ...Option) *Watched {
 	t.Helper()
 	w := &Watched{t: t}
@@ -173,7 +201,7 @@ func Sentinel(t testing.TB, replicas int, opts ...Option) *Watched {
 	}
 	for range 3 {
 		s := Start(t, TCP(), func(c *config) { c.sentinel = true })
-		conf := fmt.Sprintf("sentinel monitor %s 127.0.0.1 %s 2\nsentinel down-after-milliseconds %s 1000\nsentinel failover-timeout %s 10000\n",
+		conf := fmt.Sprintf("sentinel monitor %s 127.0.0.1 %s 2\nsentinel down-after-milliseconds %s 3600000\nsentinel failover-timeout %s 10000\n",
 			MasterName, w.Master.Port(), MasterName, MasterName)
 		if err := os.WriteFile(filepath.Join(s.dir, "sentinel.conf"), []byte(conf), 0o600); err != nil {
 			t.Fatal(err)
@@ -187,6 +215,7 @@ func Sentinel(t testing.TB, replicas int, opts ...Option) *Watched {
 			return strings.Contains(text, fmt.Sprintf("slaves=%d,sentinels=3", replicas))
 		})
 	}
+	w.Patience(time.Second)
 	return w
 }
 
