@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/kvbfs/kvbfs/fusefs/internal/fusetest"
 	"github.com/kvbfs/kvbfs/kvstore/mem"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
@@ -106,7 +107,12 @@ func (r *rig) mount(change func(*Options)) {
 	if change != nil {
 		change(&opt)
 	}
+	unlock := func() {}
+	if opt.Transport != TransportDev {
+		unlock = fusetest.LockRings(r.t)
+	}
 	srv, err := Mount(context.Background(), r.vols, opt)
+	unlock()
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func createScenario(dir string, _ []string) error {
 		want("close", f.Close(), nil),
 	}
 	// RELEASE comes a moment after close.
-	for range 200 {
+	for range 2000 {
 		if _, err = os.Stat(path); err != nil {
 			break
 		}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -78,6 +79,36 @@ type Mount struct {
 	restore   func() // the kernel's parameter
 }
 
+// lasting: the kernel's parameter was on for longer than any mount takes.
+var lasting atomic.Bool
+
+// LockRings keeps tests of other processes, which lock it too, off the kernel's parameter:
+// one that puts it back while we mount takes the rings away from us. A daemon that some
+// test started does not lock it: what such a one has switched on it puts back in a moment,
+// and that is waited for.
+func LockRings(t testing.TB) (unlock func()) {
+	t.Helper()
+	f, err := os.Open(uring.EnableParameter)
+	if err != nil {
+		return func() {} // of this kernel nobody gets rings
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		t.Fatalf("locking %s: %v", uring.EnableParameter, err)
+	}
+	for end := time.Now().Add(2 * time.Second); !lasting.Load(); time.Sleep(10 * time.Millisecond) {
+		if on, err := os.ReadFile(uring.EnableParameter); err != nil || strings.TrimSpace(string(on)) != "Y" {
+			break
+		}
+		lasting.Store(time.Now().After(end))
+	}
+	return func() {
+		// Not by closing alone: a process that is being started has the descriptor too.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		f.Close()
+	}
+}
+
 // New mounts, over io_uring if rings is set; the test skips where that is not to be
 // had. Whoever serves it has to be started before New's caller returns.
 func New(t testing.TB, rings bool) *Mount {
@@ -90,14 +121,19 @@ func New(t testing.TB, rings bool) *Mount {
 	}
 	restore := func() {}
 	if rings {
+		unlock := LockRings(t)
 		old, err := os.ReadFile(uring.EnableParameter)
+		if err == nil {
+			err = os.WriteFile(uring.EnableParameter, []byte("Y"), 0o644)
+		}
 		if err != nil {
-			t.Skip("this kernel has no FUSE over io_uring: ", err)
+			unlock()
+			t.Skip("no FUSE over io_uring here: ", err)
 		}
-		if err := os.WriteFile(uring.EnableParameter, []byte("Y"), 0o644); err != nil {
-			t.Skip("cannot enable FUSE over io_uring: ", err)
+		restore = func() {
+			_ = os.WriteFile(uring.EnableParameter, old, 0o644)
+			unlock()
 		}
-		restore = func() { _ = os.WriteFile(uring.EnableParameter, old, 0o644) }
 		opts.ExtraCapabilities |= fuse.CAP_OVER_IO_URING
 	}
 	m := &Mount{Dir: t.TempDir(), restore: sync.OnceFunc(restore), cold: fuse.NewProtocolServer(fileSystem{fuse.NewDefaultRawFileSystem()}, opts)}
