@@ -15,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/kvstore/storetest"
 )
 
 // TestMain lets scripts, and a mount that starts its own daemon, run this test
@@ -37,9 +38,7 @@ func TestScript(t *testing.T) {
 			e.Setenv("KVBFS_STATE_DIR", filepath.Join(e.WorkDir, "state"))
 			e.Setenv("KVBFS_STORE", "file://"+filepath.Join(e.WorkDir, "store"))
 			e.Setenv("HOME", e.WorkDir)
-			if port, err := freePort(); err == nil {
-				e.Setenv("DEADPORT", strconv.Itoa(port))
-			}
+			e.Setenv("DEADPORT", strconv.Itoa(storetest.FreePort(t, 0)))
 			e.Defer(func() { cleanUp(e.WorkDir) })
 			return nil
 		},
@@ -67,16 +66,6 @@ func TestScript(t *testing.T) {
 			"memcached": memcachedCmd,
 		},
 	})
-}
-
-// freePort returns a port on which nobody listens.
-func freePort() (int, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port, nil
 }
 
 // cleanUp ends what a failed script left: daemons by pid, then their mounts.
