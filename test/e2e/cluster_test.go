@@ -83,7 +83,8 @@ func (w *onCluster) failover(t *testing.T) {
 	w.c.Failover()
 	dead.Stop()
 	rig.Eventually(t, 60*time.Second, "a replica took over", func() bool { return len(w.c.Masters()) == masters })
-	dead.Restart() // as a replica, for which flushes wait
+	w.c.NoFailover() // a second time
+	dead.Restart()   // as a replica, for which flushes wait
 	copied, res := cp.Wait(), <-verify
 	if logged(t, r, "went back in time") > 0 {
 		t.Logf("the replica that took over had not got the last writes; it was found (cp: %v, fio: %d)", copied, res.Code)
