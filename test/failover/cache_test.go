@@ -84,6 +84,7 @@ func TestCacheAfterOldSnapshot(t *testing.T) {
 func TestCacheBehindFailover(t *testing.T) {
 	t.Parallel()
 	w := redistest.Sentinel(t, 1)
+	w.Patience(time.Hour)
 	s := openStore(t, redis.Config{Mode: redis.Sentinel, Servers: w.Addrs(), Master: redistest.MasterName})
 	ch := cached(t, s)
 	want(t, do1(t, ch, write(1, kvstore.Absent, block(1))), nil)
@@ -108,9 +109,10 @@ func TestCacheBehindFailover(t *testing.T) {
 			t.Fatal("block 1 is not what was written")
 		}
 	}
+	w.Patience(time.Second)
 	w.Master.Stop()
 	w.Replicas[0].Resume()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	r := readVolume(1 << 30)
 	ch.Do(ctx, []*kvstore.Op{r})
@@ -130,6 +132,7 @@ func TestCacheBehindFailover(t *testing.T) {
 func TestRewindsOfACluster(t *testing.T) {
 	t.Parallel()
 	c := redistest.Cluster(t, 3, 1)
+	c.NoFailover()
 	s := openStore(t, redis.Config{Mode: redis.Cluster, Servers: c.Addrs()[:2]})
 	l := startLoad(t, s, 1, false)
 	l.progress(t, 200)
@@ -139,9 +142,10 @@ func TestRewindsOfACluster(t *testing.T) {
 		t.Errorf("%d rewinds after 40 slots moved", n)
 	}
 	l.end(t)
+	c.Failover()
 	c.Servers[0].Stop()
 	ch := channelOf(t, s)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	var ops []*kvstore.Op
 	for n := range uint64(200) {

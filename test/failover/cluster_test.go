@@ -64,6 +64,7 @@ func TestClusterReshard(t *testing.T) {
 func TestClusterFailover(t *testing.T) {
 	t.Parallel()
 	c := redistest.Cluster(t, 3, 1)
+	c.NoFailover()
 	s := openStore(t, redis.Config{Mode: redis.Cluster, Servers: c.Addrs()[:2], WaitReplicas: 1})
 	ch := channelOf(t, s)
 	var ops []*kvstore.Op
@@ -75,6 +76,7 @@ func TestClusterFailover(t *testing.T) {
 		want(t, op.Err, nil)
 	}
 	want(t, ch.Flush(bg(t), testLayer), nil)
+	c.Failover()
 	c.Servers[0].Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -99,6 +101,7 @@ func TestClusterFailover(t *testing.T) {
 func TestClusterPausedMaster(t *testing.T) {
 	t.Parallel()
 	c := redistest.Cluster(t, 3, 1)
+	c.NoFailover()
 	s := openStore(t, redis.Config{Mode: redis.Cluster, Servers: c.Addrs()})
 	ch := channelOf(t, s)
 	const blocks = 300
@@ -121,6 +124,7 @@ func TestClusterPausedMaster(t *testing.T) {
 		m.Replicated()
 	}
 	hung := c.Servers[1]
+	c.Failover()
 	hung.Pause()
 	all(2)
 	hung.Resume()

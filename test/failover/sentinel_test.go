@@ -16,6 +16,7 @@ import (
 // that wait for its replica.
 func TestSentinelConformance(t *testing.T) {
 	w := redistest.Sentinel(t, 1)
+	w.Patience(time.Hour) // a machine that stalls is no reason to replace the master
 	storetest.Run(t, func(t testing.TB, need storetest.Case) storetest.Rig {
 		if need.CapacityBlocks > 0 {
 			return storetest.Rig{Skip: "the server is shared: a single one shows what full ones do"}
@@ -37,12 +38,14 @@ func TestSentinelConformance(t *testing.T) {
 func TestSentinelFailover(t *testing.T) {
 	t.Parallel()
 	w := redistest.Sentinel(t, 1)
+	w.Patience(time.Hour)
 	s := openStore(t, redis.Config{Mode: redis.Sentinel, Servers: w.Addrs(), Master: redistest.MasterName, WaitReplicas: 1})
 	ch := channelOf(t, s)
 	for n := range uint64(50) {
 		want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
 	}
 	want(t, ch.Flush(bg(t), testLayer), nil)
+	w.Patience(time.Second)
 	w.Master.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -72,6 +75,7 @@ func TestFailoverBehind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := redistest.Sentinel(t, 1)
+			w.Patience(time.Hour)
 			book := &wiretest.Logbook{}
 			s := openStore(t, redis.Config{Mode: redis.Sentinel, Servers: w.Addrs(), Master: redistest.MasterName, Log: book.Log})
 			ch := channelOf(t, s)
@@ -97,6 +101,7 @@ func TestFailoverBehind(t *testing.T) {
 			if flushed {
 				want(t, ch.Flush(bg(t), testLayer), nil)
 			}
+			w.Patience(time.Second)
 			w.Master.Stop()
 			w.Replicas[0].Resume()
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -158,6 +163,7 @@ func TestReplicasAreWaitedFor(t *testing.T) {
 func TestSentinelSwitch(t *testing.T) {
 	t.Parallel()
 	w := redistest.Sentinel(t, 1)
+	w.Patience(time.Hour)
 	s := openStore(t, redis.Config{Mode: redis.Sentinel, Servers: w.Addrs(), Master: redistest.MasterName})
 	ch := channelOf(t, s)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -45,6 +46,11 @@ func NewRedisSentinel(t testing.TB, mb int) *Redis {
 func NewRedisCluster(t testing.TB, mb int) *Redis {
 	t.Helper()
 	c := redistest.Cluster(t, 3, 0, redistest.MemoryMB(mb))
+	if os.Getenv("KVBFS_E2E_LONG") != "" {
+		// There all of them are stopped for longer than they are patient: then they serve
+		// again the sooner the less patient they are.
+		c.Failover()
+	}
 	return &Redis{t: t, kind: "cluster", url: c.URL(), nodes: c.Servers, cluster: c}
 }
 

@@ -31,7 +31,8 @@ const (
 )
 
 // Cluster starts a cluster of masters with a number of replicas each, and waits until
-// it serves.
+// it serves. Without replicas it begins with NoFailover: nobody could take over, and the
+// cluster would only be down for some seconds.
 func Cluster(t testing.TB, masters, replicas int, opts ...Option) *ClusterNodes {
 	t.Helper()
 	c := &ClusterNodes{t: t, opts: opts, ids: map[*Server]string{}, patient: failoverTimeout}
@@ -60,6 +61,9 @@ func Cluster(t testing.TB, masters, replicas int, opts ...Option) *ClusterNodes 
 		Eventually(t, "all nodes know the replicas", func() bool {
 			return strings.Count(s.Do("CLUSTER", "NODES").(string), "slave") == masters*replicas
 		})
+	}
+	if replicas == 0 {
+		c.NoFailover()
 	}
 	return c
 }
