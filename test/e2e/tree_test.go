@@ -63,7 +63,7 @@ func TestTree(t *testing.T) {
 
 func tree(t *testing.T, r *rig.Rig, store, fs string) {
 	src := filepath.Join(goroot(t, r), "src")
-	if fs == "btrfs" || strings.HasPrefix(store, "file:") {
+	if fs == "btrfs" || !strings.HasPrefix(store, "memcached") {
 		src = filepath.Join(src, "net")
 	}
 	at := r.Mkdir("at")
