@@ -23,8 +23,7 @@ type channel struct {
 	turn  []int // per server: which connection takes the next run of requests
 
 	requests []request
-	pending  int    // requests without a result
-	changed  []bool // per server: a write or discard of this batch was acknowledged
+	pending  int // requests without a result
 	flushErr error
 	closed   bool
 
@@ -38,7 +37,6 @@ func newChannel(s *Store, p kvstore.Placement) *channel {
 	ch := &channel{
 		store: s, place: p, per: s.cfg.Connections,
 		turn:     make([]int, len(s.servers)),
-		changed:  make([]bool, len(s.servers)),
 		requests: make([]request, 0, 64),
 	}
 	for _, srv := range s.servers {
@@ -105,7 +103,6 @@ func (ch *channel) reset(n int) {
 		ch.requests = make([]request, 0, max(n, 2*cap(ch.requests)))
 	}
 	ch.requests = ch.requests[:0]
-	clear(ch.changed)
 }
 
 // enter checks an operation and queues it on a connection of its server.
@@ -164,7 +161,10 @@ func (ch *channel) complete(r *request, err error) {
 	}
 	r.op.Err = nil
 	if r.op.Code != kvstore.Read {
-		ch.changed[r.server.number] = true
+		// Before anybody learns of it: the next flush, of whatever channel, asks this server.
+		if written := &r.server.written; !written.Load() {
+			written.Store(true)
+		}
 		if r.op.Code == kvstore.Discard && r.server.ballast.missing.Load() != 0 {
 			ch.refill(r.server)
 		}
@@ -184,14 +184,8 @@ func (ch *channel) refill(srv *server) {
 	}
 }
 
-// settleServers ends a batch: later flushes learn which servers it changed, and
-// nothing keeps pointing into the callers' buffers.
+// settleServers ends a batch: nothing keeps pointing into the callers' buffers.
 func (ch *channel) settleServers() {
-	for i, changed := range ch.changed {
-		if changed && !ch.store.servers[i].written.Load() {
-			ch.store.servers[i].written.Store(true)
-		}
-	}
 	for _, c := range ch.conns {
 		if c.unsent < len(c.vectors) {
 			// A server that answered before it had read everything.

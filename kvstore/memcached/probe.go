@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -115,20 +115,19 @@ func (s *server) lists(ctx context.Context, ports map[int]bool) (listed int, err
 	defer cancel()
 	self := false
 	err = s.talk(ctx, []byte("stats conns\r\n"), func(in *lineReader) error {
-		own := in.conn.LocalAddr().(*net.TCPAddr)
-		ours := own.IP.String()
+		own := in.conn.LocalAddr().(*net.TCPAddr).AddrPort()
+		asker := netip.AddrPortFrom(own.Addr().Unmap(), own.Port())
+		ours := ownAddresses(asker.Addr())
 		return in.stats(func(name, value string) {
-			// 27:addr tcp:192.0.2.1:40000, or tcp6:[2001:db8::1]:40000
-			if !strings.HasSuffix(name, ":addr") || !strings.Contains(value, ours) {
+			if !strings.HasSuffix(name, ":addr") {
 				return
 			}
-			port, err := strconv.Atoi(value[strings.LastIndexByte(value, ':')+1:])
-			switch {
-			case err != nil:
-			case port == own.Port:
+			switch addr, ok := clientAddress(value); {
+			case !ok:
+			case addr == asker:
 				self = true
-			case ports[port]:
-				listed = port
+			case ports[int(addr.Port())] && (addr.Addr().IsLoopback() || ours[addr.Addr()]):
+				listed = int(addr.Port())
 			}
 		})
 	})
@@ -136,6 +135,27 @@ func (s *server) lists(ctx context.Context, ports map[int]bool) (listed int, err
 		err = errNotListed
 	}
 	return listed, err
+}
+
+// clientAddress reads what a server says of a client: tcp:192.0.2.1:40000, or
+// tcp6:[2001:db8::1]:40000, or tcp6:[::ffff:192.0.2.1]:40000, which is the first one.
+func clientAddress(value string) (netip.AddrPort, bool) {
+	_, rest, _ := strings.Cut(value, ":")
+	addr, err := netip.ParseAddrPort(rest)
+	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), err == nil
+}
+
+// ownAddresses are those of this machine. A connection of ours need not come from the
+// address that asks: a name may stand for 127.0.0.1 and ::1, and a machine have several.
+func ownAddresses(asker netip.Addr) map[netip.Addr]bool {
+	all := map[netip.Addr]bool{asker: true}
+	addrs, _ := net.InterfaceAddrs() // without them the asker's, as good as can be
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			all[p.Addr().Unmap()] = true
+		}
+	}
+	return all
 }
 
 // talk sends a command on a connection of its own and lets read take the reply.

@@ -26,8 +26,7 @@ type channel struct {
 	log   *ledger
 
 	requests []request
-	pending  int    // requests without a result
-	changed  []bool // per node: a write or discard of this batch was acknowledged
+	pending  int // requests without a result
 	flushErr error
 	unserved bool // a node ceased to serve while it was asked to flush
 	closed   bool
@@ -57,7 +56,6 @@ func (ch *channel) meet(n *node) {
 			ch.conns = append(ch.conns, &conn{ch: ch, node: m, fd: -1})
 		}
 		ch.turn = append(ch.turn, 0)
-		ch.changed = append(ch.changed, false)
 	}
 }
 
@@ -119,7 +117,6 @@ func (ch *channel) reset(n int) {
 		c.listed = false
 	}
 	ch.active = ch.active[:0]
-	clear(ch.changed)
 }
 
 // enter checks an operation and queues it on a connection of its node.
@@ -209,7 +206,10 @@ func (ch *channel) complete(r *request, err error) {
 	} else {
 		ch.log.done(r, entryDone)
 	}
-	ch.changed[r.node.index] = true
+	// Before anybody learns of it: the next flush, of whatever channel, asks its nodes.
+	if written := &ch.store.servers[r.node.server].written; !written.Load() {
+		written.Store(true)
+	}
 	if r.node.spare.Load() != 0 && (r.step == stepDelete || r.step == stepSet || r.step == stepAdd) {
 		r.node.spare.Store(0) // it has room again
 	}
@@ -220,15 +220,8 @@ func isRefusal(err error) bool {
 	return errors.Is(err, kvstore.ErrAbsent) || errors.Is(err, kvstore.ErrExists) || errors.Is(err, kvstore.ErrConflict) || errors.Is(err, kvstore.ErrFull)
 }
 
-// settleNodes ends a batch: later flushes learn which nodes it changed, and
-// nothing keeps pointing into the callers' buffers.
+// settleNodes ends a batch: nothing keeps pointing into the callers' buffers.
 func (ch *channel) settleNodes() {
-	nodes := *ch.store.nodes.Load()
-	for i, changed := range ch.changed {
-		if written := &ch.store.servers[nodes[i].server].written; changed && !written.Load() {
-			written.Store(true)
-		}
-	}
 	for _, c := range ch.active {
 		if len(c.unsent) > 0 || c.state == ready && c.link.unsent() {
 			// A server that answered before it had read everything.

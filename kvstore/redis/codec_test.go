@@ -151,7 +151,7 @@ func FuzzReceive(f *testing.F) {
 		n := &node{store: s}
 		n.outage.Log = func(string, ...any) {}
 		s.nodes.Store(&[]*node{n})
-		ch := &channel{store: s, turn: []int{0}, changed: []bool{false}, per: 1}
+		ch := &channel{store: s, turn: []int{0}, per: 1}
 		c := &conn{ch: ch, node: n, state: ready, in: make([]byte, bufferSize)}
 		line := &pieces{cuts: cuts}
 		c.link = line

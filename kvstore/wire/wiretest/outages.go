@@ -206,6 +206,35 @@ func TryLeavesASilentServer(t *testing.T, rig Rig) {
 	WantBlock(t, ch, b, Block(3))
 }
 
+// FlushAfterTry: what Try has stored is covered by a flush of another channel at once,
+// though the batch is not over. It is the first change that the server sees.
+func FlushAfterTry(t *testing.T, rig Rig) {
+	servers := []Server{rig.Start(t, true), rig.Start(t, true)}
+	s := rig.open(t, Options{}, servers...)
+	ch, other := ChannelOf(t, s), ChannelOf(t, s)
+	Want(t, Do1(t, other, Read(onFirst)), kvstore.ErrAbsent) // it is connected
+	var a, b *kvstore.Op
+	for try := 0; ; try++ {
+		servers[1].Pause()
+		a, b = Write(onFirst, kvstore.Any, Block(1)), Write(onSecond, kvstore.Any, Block(2))
+		if ch.Try(Background(t), []*kvstore.Op{a, b}) {
+			t.Fatalf("Try has all results while a server is stopped: %v, %v", a.Err, b.Err)
+		}
+		if a.Err == nil {
+			break
+		}
+		servers[1].Resume()
+		ch.Finish(Background(t))
+		if try == 20 {
+			t.Fatalf("the server that answers was late each time: %v", a.Err)
+		}
+	}
+	servers[0].Restart()
+	Want(t, other.Flush(Background(t), Layer), kvstore.ErrServerLost)
+	servers[1].Resume()
+	ch.Finish(Background(t))
+}
+
 // TryLeavesADeadServer: a server that is dead is left too, and what became of it is found out.
 func TryLeavesADeadServer(t *testing.T, rig Rig) {
 	servers := []Server{rig.Start(t, true), rig.Start(t, true)}
