@@ -56,11 +56,11 @@ func detach(ctx context.Context, device string) error {
 	if err != nil {
 		return err
 	}
-	if err := waitGone(ctx, number); err != nil {
-		return err
+	reused, err := waitGone(ctx, meant, number)
+	if err == nil && !reused {
+		renew(number)
 	}
-	renew(number)
-	return nil
+	return err
 }
 
 // still says whether a device is the one that was meant.
@@ -122,10 +122,13 @@ func clear(ctx context.Context, number, dev int) error {
 
 // waitGone waits until the kernel let go of the file. If somebody opened the
 // device meanwhile, it disarms the detaching again: better in use and known than
-// gone at some later time.
-func waitGone(ctx context.Context, number int) error {
+// gone at some later time. reused: it is gone, and its number is another file's already.
+func waitGone(ctx context.Context, meant Device, number int) (reused bool, err error) {
 	pause := time.Millisecond
 	for start := time.Now(); attached(number); pause = min(2*pause, 50*time.Millisecond) {
+		if now, err := read(number); err == nil && now.Backing != meant.Backing {
+			return true, nil
+		}
 		err := sleep(ctx, pause)
 		if err == nil && time.Since(start) < goneWait {
 			continue
@@ -137,9 +140,9 @@ func waitGone(ctx context.Context, number int) error {
 		if err == nil {
 			err = busy(number, append(claims(number), openers(number, -1)...))
 		}
-		return err
+		return false, err
 	}
-	return nil
+	return false, nil
 }
 
 // disarm takes back LOOP_CLR_FD. It does not ask for the status first: that would

@@ -225,6 +225,12 @@ func TestStill(t *testing.T) {
 	if err := still(before, number); !errors.Is(err, ErrNotAttached) {
 		t.Errorf("with another file: %v, want ErrNotAttached", err)
 	}
+	if reused, err := waitGone(t.Context(), before, number); !reused || err != nil {
+		t.Errorf("waiting for a device that is another's already: %v, %v", reused, err)
+	}
+	if err := still(d, number); err != nil {
+		t.Errorf("it was not left alone: %v", err)
+	}
 	if err := Detach(t.Context(), d.Path); err != nil {
 		t.Fatal(err)
 	}
