@@ -76,10 +76,11 @@ func TestFaultsOverRedis(t *testing.T) {
 		{"TestEmptiedServer", emptiedServer},
 	}
 	alone := append([]onEngine{{"TestBadLine", badLineShort}}, all...)
+	// Room for all volumes: the faster the machine, the more fio writes of each.
 	sideBySide(t, map[string]func(t *testing.T){
-		"redis":    func(t *testing.T) { faults(t, rig.NewRedis(t, 256), alone) },
-		"sentinel": func(t *testing.T) { faults(t, rig.NewRedisSentinel(t, 256), sentinel) },
-		"cluster":  func(t *testing.T) { faults(t, rig.NewRedisCluster(t, 256), all) },
+		"redis":    func(t *testing.T) { faults(t, rig.NewRedis(t, 1024), alone) },
+		"sentinel": func(t *testing.T) { faults(t, rig.NewRedisSentinel(t, 1024), sentinel) },
+		"cluster":  func(t *testing.T) { faults(t, rig.NewRedisCluster(t, 1024), all) },
 	})
 }
 
