@@ -69,16 +69,17 @@ func (f *flight) land() {
 		}
 		f.entries[i] = nil
 		l, server, err := e.layer, e.server, f.ops[i].Err
-		if l.land(e, err) {
+		again, failed := l.land(e, err)
+		if again {
 			f.again = append(f.again, e)
+		}
+		if !failed {
 			continue
 		}
-		if err != nil && f.failing[server] == nil {
+		if f.failing[server] == nil {
 			f.failing[server] = err
 		}
-		if err != nil {
-			l.seen.Store(false) // until a flush succeeds
-		}
+		l.seen.Store(false) // until a flush succeeds
 	}
 }
 

@@ -268,7 +268,7 @@ func (u *under) holding() (held chan struct{}, goOn func()) {
 				case <-gate:
 					return nil
 				case <-ctx.Done():
-					return kvstore.ErrAborted
+					return ended(ctx)
 				}
 			}
 		}

@@ -269,8 +269,9 @@ func (l *layer) fly(e *entry) {
 }
 
 // land ends the flight of an entry with the result of its store; again is true if it
-// flies on, as what the store has of it is not as it was believed to be.
-func (l *layer) land(e *entry, err error) (again bool) {
+// flies on, as what the store has of it is not as it was believed to be, and failed if
+// it is still to be stored.
+func (l *layer) land(e *entry, err error) (again, failed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e.drop || err == nil {
@@ -282,23 +283,25 @@ func (l *layer) land(e *entry, err error) (again bool) {
 		}
 		l.leave(e)
 		l.forget(e)
-		return false
+		return false, errors.Is(err, kvstore.ErrServerLost) // what was discarded need not be stored
 	}
 	if e.tries++; e.tries <= maxTries && e.retry(err) {
-		return true
+		return true, false
 	}
 	l.count.failed++
 	l.leave(e)
+	// Whoever had it flying, it is the drainer's again, which may know of nothing dirty.
+	defer l.store.drainers[e.server].wake(l.store.pressed())
 	if top := l.blocks[e.number]; top != e {
 		// What is newer is dirty in its place, and since when this one was.
 		top.seq, top.since = e.seq, e.since
 		top.unlink()
 		l.queued[top.server].insert(top)
 		l.forget(e)
-		return false
+		return false, true
 	}
 	l.queued[e.server].insert(e)
-	return false
+	return false, true
 }
 
 // leave takes an entry out of those that are flying, and lets go what waits for it.

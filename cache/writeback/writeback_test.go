@@ -3,6 +3,7 @@ package writeback
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -174,6 +175,43 @@ func TestDrainer(t *testing.T) {
 	})
 }
 
+// What a flush took and could not store is the drainer's again, which had found nothing
+// to do meanwhile.
+func TestDrainerAfterFailedFlush(t *testing.T) {
+	const age = 50 * time.Millisecond
+	t.Run("timeout", func(t *testing.T) {
+		r := newRig(t, Config{MaxAge: age})
+		r.fill(2)
+		_, goOn := r.under.holding()
+		defer goOn()
+		r.deferred(1, 2)
+		short, cancel := context.WithTimeout(ctx, 6*age)
+		defer cancel()
+		if err := r.ch.Flush(short, layerID); !errors.Is(err, kvstore.ErrTimeout) {
+			t.Fatalf("flush: %v", err)
+		}
+		goOn()
+		until(t, "the store has the block", func() bool { return r.stored(1) == 2 })
+	})
+	t.Run("panic", func(t *testing.T) {
+		r := newRig(t, Config{MaxAge: age})
+		r.fill(2)
+		var once sync.Once
+		r.under.set(func(context.Context, []*kvstore.Op) error {
+			once.Do(func() {
+				time.Sleep(6 * age)
+				panic("planted")
+			})
+			return nil
+		})
+		r.deferred(1, 2)
+		ch := r.channel()
+		_ = kvstore.Contain(func() error { return ch.Flush(ctx, layerID) })
+		must(t, ch.Close())
+		until(t, "the store has the block", func() bool { return r.stored(1) == 2 })
+	})
+}
+
 // Dirty bytes are bounded: a write beyond goes through, and is not lost for that.
 func TestBound(t *testing.T) {
 	r := newRig(t, Config{MaxAge: never, MaxDirty: 4 * kvstore.BlockSize})
@@ -237,6 +275,43 @@ func TestDiscardDropsDirty(t *testing.T) {
 		r.flush()
 		r.storeHas(1, 0)
 	})
+}
+
+// A flush does not fail for a block that was discarded on its way; but that its server
+// was emptied says something of the others, too.
+func TestDiscardedDoesNotFailFlush(t *testing.T) {
+	for failure, want := range map[error]error{kvstore.ErrFull: nil, kvstore.ErrServerLost: kvstore.ErrServerLost} {
+		t.Run(failure.Error(), func(t *testing.T) {
+			r := newRig(t, Config{MaxAge: never})
+			r.fill(4)
+			r.deferred(1, 2)
+			held, gate := make(chan struct{}, 1), make(chan struct{})
+			r.under.set(func(_ context.Context, ops []*kvstore.Op) error {
+				if len(ops) == 0 || ops[0].Code != kvstore.Write {
+					return nil
+				}
+				held <- struct{}{}
+				<-gate
+				return failure
+			})
+			other := r.channel()
+			var err error
+			flush := in(func() { err = other.Flush(ctx, layerID) })
+			<-held
+			op := &kvstore.Op{Code: kvstore.Discard, Key: key(1), Count: 1}
+			if r.ch.Try(ctx, []*kvstore.Op{op}) {
+				t.Error("a discard did not wait for the block that is on its way")
+			}
+			close(gate)
+			r.ch.Finish(ctx)
+			must(t, op.Err)
+			within(t, flush, "the flush")
+			if !errors.Is(err, want) {
+				t.Errorf("flush: %v, want %v", err, want)
+			}
+			r.storeHas(1, 0)
+		})
+	}
 }
 
 // Versions of a block are stored in the order in which they were written.
