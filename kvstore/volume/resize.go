@@ -42,6 +42,13 @@ func (s *Set) Resize(ctx context.Context, name string, size int64, allowShrink b
 		return err
 	}
 	defer func() { err = errors.Join(err, v.closeLocked(ctx)) }()
+	// Somebody else may have made it larger before the lease was ours.
+	switch now := v.Size(); {
+	case size < now && !allowShrink:
+		return fmt.Errorf("%w: %s from %d to %d bytes", ErrShrink, name, now, size)
+	case size < now && open:
+		return fmt.Errorf("shrink volume %s: %w", name, ErrInUse)
+	}
 	return s.withChannel(ctx, func(ch kvstore.Channel) error {
 		if size < v.Size() {
 			if err := v.dropBeyond(ctx, ch, blocksOf(size)); err != nil {

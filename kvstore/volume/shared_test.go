@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 )
 
@@ -17,10 +18,16 @@ const aliveTTL = time.Second
 // machine returns a second machine on the store of a rig.
 func (r *rig) machine(opt Options) *Set {
 	r.t.Helper()
-	p, err := pool.Open(ctx, r.store, pool.Options{URL: "test:", StateDir: r.t.TempDir(), RuntimeDir: r.t.TempDir()})
+	return r.machineOn(r.store, opt)
+}
+
+// machineOn is machine with something between it and the store.
+func (r *rig) machineOn(st kvstore.Store, opt Options) *Set {
+	r.t.Helper()
+	p, err := pool.Open(ctx, st, pool.Options{URL: "test:", StateDir: r.t.TempDir(), RuntimeDir: r.t.TempDir()})
 	must(r.t, err)
 	opt.RuntimeDir, opt.Lease.TTL = r.t.TempDir(), aliveTTL
-	s := New(p, r.store, opt)
+	s := New(p, st, opt)
 	r.t.Cleanup(func() {
 		if err := s.Close(ctx); err != nil && !errors.Is(err, pool.ErrHeld) {
 			r.t.Error(err)
