@@ -251,7 +251,7 @@ func (w *Worker) operate(s *slot) {
 		s.op.Vital = s.vital
 		// Known under the claim, and nothing has said otherwise: an overwrite. With
 		// losses about, who writes is told how it went.
-		s.op.Deferrable = s.known && s.tries == 0 && s.op.Expect == kvstore.Present && !v.losses.some.Load()
+		s.op.Deferrable = s.known && s.tries == 0 && s.op.Expect == kvstore.Present && !v.losses.some.Load() && v.lostFlush.Load() == nil
 	case phaseDrop:
 		s.op.Code, s.op.Count, s.op.Fence, s.op.Data = kvstore.Discard, 1, v.fence.Load(), nil
 	}

@@ -329,3 +329,37 @@ func TestDeferredServerLost(t *testing.T) {
 		t.Error("writes are deferred though no flush can succeed")
 	}
 }
+
+// Once a read has found that a server was emptied, who overwrites a block of it is told
+// at once, not by the next flush.
+func TestDeferredAfterLossWasRead(t *testing.T) {
+	const blocks = 256
+	d := newDeferRig(t, mem.Config{Servers: 2}, writeback.Config{MaxDirty: 4 << 20, MaxAge: time.Hour})
+	d.create("v", blocks*kvstore.BlockSize)
+	v := d.open("v")
+	d.write(v, 0, pattern(blocks*kvstore.BlockSize, 1))
+	d.flush(v)
+	d.mem.Forget(1)
+	must(t, d.w.Close())
+	d.w = nil
+	d.newWorker() // on a new connection, which asks who the server is
+	buf := make([]byte, kvstore.BlockSize)
+	lost := int64(0)
+	for ; lost < blocks; lost++ {
+		if err := d.do(Request{Kind: Read, Vol: v, Off: lost * kvstore.BlockSize, Data: buf}); err != nil {
+			break
+		}
+	}
+	if v.FlushFails() == nil {
+		t.Fatalf("no read of %d blocks has found it", lost)
+	}
+	before := d.deferred()
+	err := d.do(Request{Kind: Write, Vol: v, Off: lost * kvstore.BlockSize, Data: pattern(kvstore.BlockSize, 2)})
+	if !errors.Is(err, kvstore.ErrServerLost) {
+		t.Errorf("an overwrite on the server: %v", err)
+	}
+	_ = d.do(Request{Kind: Write, Vol: v, Data: pattern(blocks*kvstore.BlockSize, 3)})
+	if n := d.deferred() - before; n != 0 {
+		t.Errorf("%d blocks are deferred though no flush can succeed", n)
+	}
+}
