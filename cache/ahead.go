@@ -150,11 +150,7 @@ func (a *ahead) push(st *stream, r run, first, n uint64) bool {
 // serve reads what is queued until the store is closed.
 func (f *fetcher) serve() {
 	var ch kvstore.Channel
-	defer func() {
-		if ch != nil {
-			_ = ch.Close()
-		}
-	}()
+	defer func() { f.close(ch) }()
 	ops := make([]kvstore.Op, together*chunk)
 	batch := make([]*kvstore.Op, 0, together*chunk)
 	for {
@@ -176,16 +172,38 @@ func (f *fetcher) serve() {
 		batch = f.batch(work, ops, batch[:0])
 		var err error
 		if len(batch) > 0 {
-			if ch == nil {
-				if ch, err = f.a.store.inner.Channel(f.a.ctx); err != nil {
-					f.pause()
-				}
-			}
-			if err == nil {
-				f.fetch(ch, batch)
+			// Nobody is above this goroutine: a panic would end the process.
+			err = kvstore.Contain(func() error { return f.round(&ch, batch) })
+			if kvstore.LogPanic(f.a.store.cfg.Log, "reading ahead", err) {
+				// Until it is closed it may still read into the places of the batch.
+				f.close(ch)
+				ch = nil
+				f.pause()
 			}
 		}
 		f.settle(work, batch, err)
+	}
+}
+
+// round reads a batch, over a new channel if there is none.
+func (f *fetcher) round(ch *kvstore.Channel, batch []*kvstore.Op) error {
+	if *ch == nil {
+		opened, err := f.a.store.inner.Channel(f.a.ctx)
+		if err != nil {
+			f.pause()
+			return err
+		}
+		*ch = opened
+	}
+	f.fetch(*ch, batch)
+	return nil
+}
+
+// close closes the channel of a fetcher, if it has one.
+func (f *fetcher) close(ch kvstore.Channel) {
+	if ch != nil {
+		err := kvstore.Contain(ch.Close)
+		kvstore.LogPanic(f.a.store.cfg.Log, "closing a channel of read-ahead", err)
 	}
 }
 

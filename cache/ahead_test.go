@@ -1,6 +1,7 @@
 package cache_test
 
 import (
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -168,6 +169,47 @@ func TestFailedReadAhead(t *testing.T) {
 	// who reads ahead. Without a place for who waited, it was 128 and more.
 	if waited.Load() < span/2 || missing > span/16 {
 		t.Errorf("%d of %d blocks that were read are not cached; %d were to be read ahead", missing, span, waited.Load())
+	}
+}
+
+// A panic below who reads ahead ends nothing but that: what it was to read is read by
+// who waits for it, and can be cached.
+func TestPanicDuringReadAhead(t *testing.T) {
+	for name, plant := range map[string]func(u *under){
+		"opening": func(u *under) { u.opening.Store(true) },
+		"reading": func(u *under) {
+			u.set(func(ops []*kvstore.Op) {
+				if ops[0].Reader == 0 {
+					panic("planted")
+				}
+			}, nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var panics atomic.Int64
+			r := newRig(t, 2, cache.Config{Size: 16 << 20, ReadAhead: 1 << 20, Log: func(format string, args ...any) {
+				if strings.HasPrefix(format, "panic while") {
+					panics.Add(1)
+				}
+			}})
+			const span = 1024
+			r.fill(span)
+			plant(r.under)
+			for at := uint64(0); at < span; at += 32 {
+				r.check(r.run(r.ch, at, 32, 1))
+			}
+			// A block whose place is never given up cannot be cached.
+			for n, end := uint64(0), time.Now().Add(30*time.Second); n < span; n++ {
+				for r.holds(n, n); !r.cached(n); {
+					if time.Now().After(end) {
+						t.Fatalf("block %d is never cached", n)
+					}
+				}
+			}
+			if panics.Load() == 0 {
+				t.Error("nothing panicked: not much of a test")
+			}
+		})
 	}
 }
 

@@ -162,7 +162,9 @@ type under struct {
 	silent atomic.Bool
 	slow   map[uint64]bool // set before use
 	// fails: what is read ahead ends with an error, after before was called.
-	fails   atomic.Bool
+	fails atomic.Bool
+	// opening: opening a channel panics.
+	opening atomic.Bool
 	rewinds atomic.Uint64
 }
 
@@ -181,6 +183,9 @@ func (u *under) hooks() (before, after func(ops []*kvstore.Op)) {
 }
 
 func (u *under) Channel(ctx context.Context) (kvstore.Channel, error) {
+	if u.opening.Load() {
+		panic("planted")
+	}
 	ch, err := u.Store.Channel(ctx)
 	return &underChannel{Channel: ch, u: u}, err
 }
