@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/wire"
@@ -34,6 +35,10 @@ const (
 type flushParts struct {
 	list  [5]flushPart
 	count uint8
+	// past is the node's history when the flush was sent, and stable how far that was:
+	// other flushes may have found more before this one's reply is looked at.
+	past   string
+	stable int64
 }
 
 func (n *node) flushParts() (parts flushParts) {
@@ -50,6 +55,7 @@ func (n *node) flushParts() (parts flushParts) {
 	add(cfg.WaitReplicas > 0 && !cfg.WaitAOF, flushWait)
 	add(cfg.WaitAOF, flushWaitAOF)
 	add(true, flushHistory)
+	parts.past, parts.stable = n.past()
 	return parts
 }
 
@@ -99,8 +105,8 @@ func (r *request) acceptFlush(rep reply) (outcome, error, error) {
 	case part == flushWaitAOF && rep.kind == replyInts:
 		r.short = rep.ints[0] < 1 || rep.ints[1] < int64(cfg.WaitReplicas)
 	case part == flushHistory && rep.kind == replyBulk:
-		if !r.short {
-			r.node.noteStable(parseReplication(rep.data))
+		if err := r.node.continues(parseReplication(rep.data), r); err != nil {
+			return outMore, nil, err // the next connection's greeting looks at it closely
 		}
 	default:
 		return outDone, nil, errMalformed
@@ -132,14 +138,16 @@ func (ch *channel) Flush(ctx context.Context, _ kvstore.LayerID) error {
 	if ctx.Err() != nil {
 		return &kvstore.OpError{Op: "flush", Err: wire.ContextError(ctx)}
 	}
-	for again := true; again && ctx.Err() == nil; {
-		again = ch.flushNodes(ctx)
+	for ch.flushNodes(ctx) {
+		if ctx.Err() != nil { // who serves now was not asked
+			return &kvstore.OpError{Op: "flush", Err: wire.ContextError(ctx)}
+		}
 	}
 	return ch.flushErr
 }
 
-// flushNodes asks the nodes that serve now. It returns true if one of them ceased to
-// serve meanwhile, so that another one must be asked.
+// flushNodes asks the nodes that serve now. It returns true if another one must be
+// asked: one of them ceased to serve meanwhile, or one began to.
 func (ch *channel) flushNodes(ctx context.Context) (again bool) {
 	nodes := *ch.store.nodes.Load()
 	ch.reset(len(nodes))
@@ -163,5 +171,17 @@ func (ch *channel) flushNodes(ctx context.Context) (again bool) {
 			ch.flushErr = err
 		}
 	}
-	return ch.unserved && ch.flushErr == nil
+	return ch.flushErr == nil && (ch.unserved || ch.unasked())
+}
+
+// unasked says whether a node serves now that the flush did not ask: what an asked one
+// had acknowledged may be there by now.
+func (ch *channel) unasked() bool {
+	for _, n := range *ch.store.nodes.Load() {
+		asked := func(r request) bool { return r.node == n }
+		if ch.store.servers[n.server].written.Load() && !slices.ContainsFunc(ch.requests, asked) && n.serves() {
+			return true
+		}
+	}
+	return false
 }

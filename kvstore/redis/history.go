@@ -17,8 +17,9 @@ import (
 // the cut end of its log. Two things find that.
 //
 // A node tells by which history of changes it lives (replication id) and how far
-// that is (offset). Each connection's greeting asks. While both go on, nothing went
-// back. A replica that takes over names the history that it continues, and from
+// that is (offset). Each connection's greeting asks, and each flush: connections may
+// stay open while a node becomes a replica and a master again. While both go on, nothing
+// went back. A replica that takes over names the history that it continues, and from
 // where.
 //
 // Where the history is another one, or shorter than a flush found it, the node has to
@@ -74,14 +75,35 @@ func (n *node) recognise(r replication) error {
 	return errChecking
 }
 
-// noteStable remembers how far the history of a node is at a flush.
-func (n *node) noteStable(r replication) {
+// errPast: the node went on with another past while its connections stayed open, as
+// after a failover there and back, or when a master's first replica came.
+var errPast = errors.New("it has another past than when this connection met it")
+
+// past returns the history that the node was last met with, and how far it is stable.
+func (n *node) past() (id string, stable int64) {
 	h := &n.store.histories
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.of[n] == r.id && r.offset > h.stable[r.id] {
+	id = h.of[n]
+	return id, h.stable[id]
+}
+
+// continues looks whether the node still has the past that it was met with. If the
+// flush is confirmed it remembers how far that is.
+func (n *node) continues(r replication, flush *request) error {
+	if r.role != "master" {
+		return errReplica
+	}
+	h := &n.store.histories
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.of[n] != r.id || flush.parts.past == r.id && r.offset < flush.parts.stable {
+		return errPast
+	}
+	if !flush.short && r.offset > h.stable[r.id] {
 		h.stable[r.id] = r.offset
 	}
+	return nil
 }
 
 // readBack compares what a node has with what channels remember, then lets the node

@@ -91,6 +91,42 @@ func TestRestartFromAnOldSnapshot(t *testing.T) {
 	}
 }
 
+// TestThereAndBack: a master that became a replica of one that lacks the last writes, and
+// a master again, over connections that stay open.
+func TestThereAndBack(t *testing.T) {
+	a := redistest.Start(t, redistest.TCP(), redistest.Args("--repl-diskless-sync-delay", "0"))
+	var book wiretest.Logbook
+	s := open(t, Config{Log: book.Log}, a)
+	ch := channelOf(t, s)
+	for n := range uint64(10) {
+		want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
+	}
+	want(t, ch.Flush(bg(t), testLayer), nil)
+	b := redistest.Start(t, redistest.TCP(), redistest.Args("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+a.Port()))
+	follows := func(s *redistest.Server) {
+		redistest.Eventually(t, "a replica follows its master", func() bool { return s.Info("replication", "master_link_status") == "up" })
+	}
+	follows(b)
+	// The first replica gave the master another id: nothing is lost.
+	for range 2 {
+		want(t, ch.Flush(bg(t), testLayer), nil)
+	}
+	if book.Count("it has all of the last 10 blocks") != 1 {
+		t.Errorf("log: %q", book.Lines())
+	}
+	b.Do("REPLICAOF", "NO", "ONE")
+	want(t, do1(t, ch, write(7, kvstore.Present, block(700))), nil)
+	a.Do("REPLICAOF", "127.0.0.1", b.Port())
+	follows(a)
+	a.Do("REPLICAOF", "NO", "ONE")
+	for range 2 {
+		want(t, ch.Flush(bg(t), testLayer), kvstore.ErrServerLost)
+	}
+	if book.Count("lacks the newest content of 1,") != 1 {
+		t.Errorf("log: %q", book.Lines())
+	}
+}
+
 // TestOthersMayHaveWritten: what was written under a lease that has been given back is
 // no longer compared: another machine may have written since.
 func TestOthersMayHaveWritten(t *testing.T) {
