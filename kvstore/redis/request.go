@@ -113,6 +113,14 @@ func (r *request) accept(rep reply) (out outcome, result, bad error) {
 		r.part = 1
 		return outMore, nil, nil
 	}
+	if r.asking && r.part == 0 {
+		// The reply to the command itself is still to come, and must not be taken for
+		// the next request's.
+		if rep.kind == replyError {
+			return outMore, nil, &serverError{string(rep.line)}
+		}
+		return outMore, nil, errMalformed
+	}
 	if r.step == stepFlush {
 		return r.acceptFlush(rep)
 	}
