@@ -214,6 +214,10 @@ var errFence = errors.New("write lease ended while sending")
 
 // send sends until all is sent, the socket is full, or the server wants a rest.
 func (c *conn) send() error {
+	// Ciphertext that waits for the socket is as unsent as vectors are.
+	if c.link.unsent() && !c.fencesPass() {
+		return errFence
+	}
 	if err := c.link.flush(); err != nil {
 		return err
 	}
