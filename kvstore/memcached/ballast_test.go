@@ -28,37 +28,3 @@ func TestBallastComesBack(t *testing.T) {
 		t.Fatal("the ballast item was not added again", ctx.Err())
 	}
 }
-
-// TestBallastStaysMissing: an item that could not be brought back, as others took the
-// room or the request was given up, is known to be missing.
-func TestBallastStaysMissing(t *testing.T) {
-	srv := &server{}
-	take := func() *request {
-		t.Helper()
-		i, ok := srv.missingBallast()
-		if !ok || srv.ballast.missing.Load() != 0 {
-			t.Fatalf("%d, %v, %d", i, ok, srv.ballast.missing.Load())
-		}
-		return &request{step: stepBallast, server: srv, tries: uint8(i)}
-	}
-	srv.ballastLost(10)
-	r := take()
-	if _, done, err, bad := r.accept([]byte("SERVER_ERROR out of memory storing object\r\n"), nil); !done || err != nil || bad != nil {
-		t.Fatal(done, err, bad)
-	}
-	if n := srv.ballast.missing.Load(); n != 1 {
-		t.Errorf("after it was refused %d are missing, want 1", n)
-	}
-	r = take()
-	(&channel{pending: 1}).complete(r, kvstore.ErrTimeout)
-	if n := srv.ballast.missing.Load(); n != 1 {
-		t.Errorf("after it was given up %d are missing, want 1", n)
-	}
-	r = take()
-	if _, done, err, bad := r.accept([]byte("STORED\r\n"), nil); !done || err != nil || bad != nil {
-		t.Fatal(done, err, bad)
-	}
-	if n := srv.ballast.missing.Load(); n != 0 {
-		t.Errorf("after it came back %d are missing", n)
-	}
-}

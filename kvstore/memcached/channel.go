@@ -153,9 +153,6 @@ func (ch *channel) complete(r *request, err error) {
 		if r.step == stepSentinel && err != nil && !errors.Is(ch.flushErr, kvstore.ErrServerLost) {
 			ch.flushErr = &kvstore.OpError{Op: "flush", Server: r.server.addr, Err: err}
 		}
-		if r.step == stepBallast && err != nil {
-			r.server.ballastLost(int(r.ballastNumber()))
-		}
 		return
 	}
 	if err != nil {

@@ -209,11 +209,7 @@ func (r *request) accept(buf []byte, group []*request) (n int, done bool, result
 	if !ok {
 		return 0, false, nil, errMalformed
 	}
-	switch {
-	case r.step != stepBallast:
-	case rep.kind == replyFull: // somebody else was faster: it is missing still
-		r.server.ballastLost(int(r.ballastNumber()))
-	default:
+	if r.step == stepBallast && rep.kind != replyFull {
 		r.server.ballastBack(int(r.ballastNumber()))
 	}
 	return n, nx == nextDone, result, nil
