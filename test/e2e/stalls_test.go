@@ -318,9 +318,9 @@ func refusedAndMute(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
 			before = files()
 		}
 	}
-	// Workers that waited apart are kept for the next time, with their connections; so
-	// are the channels of write-back, one per server.
-	spare := 20
+	// Workers that waited apart are kept for the next time, with their connections, one
+	// per node that they met; so are the channels of write-back, one per server.
+	spare := 20 * len(e.Servers())
 	if r.Defers() {
 		spare += 16
 	}
