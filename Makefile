@@ -69,11 +69,14 @@ e2e: deps build ## whole system on both transports: FUSE, loop, ext4, XFS, btrfs
 	KVBFS_TRANSPORT=auto KVBFS_BIN=$(abspath $(BIN)) $(E2E) ./test/e2e/...
 	KVBFS_TRANSPORT=dev KVBFS_BIN=$(abspath $(BIN)) $(E2E) -skip '$(ONCE)' ./test/e2e/...
 
-# CYCLES is how often soak kills the daemon per file system.
+# CYCLES is how often soak kills the daemon per file system, SOAK for how long one daemon is
+# made to do everything again and again.
 CYCLES ?= 50
+SOAK   ?= 30m
 
 .PHONY: soak
-soak: deps build ## the faults of the matrix at full length, and CYCLES kills under sqlite on ext4 and XFS; both with write-back too
+soak: deps build ## one daemon for SOAK (30m), the faults of the matrix at full length, CYCLES kills under sqlite on ext4 and XFS; both with write-back too
+	KVBFS_SOAK=$(SOAK) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 24h -v -run 'TestSoak$$' ./test/e2e/
 	KVBFS_E2E_LONG=1 KVBFS_BANK_CYCLES=$(CYCLES) KVBFS_E2E_CYCLES=$(CYCLES) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 24h -v \
 	  -run 'TestBank|TestCrash$$|TestStopped|TestOtherServersGoOn|TestIOTimeoutInTime|TestRefusedAndMute|TestTakeover|TestClocks|TestAcceptLoss|TestAbort|TestFaultsOverRedis|TestSentinel' ./test/e2e/
 	KVBFS_CACHE=writeback KVBFS_E2E_LONG=1 KVBFS_BANK_CYCLES=$(CYCLES) KVBFS_E2E_CYCLES=$(CYCLES) KVBFS_BIN=$(abspath $(BIN)) $(GO) test -tags e2e -count=1 -timeout 24h -v \

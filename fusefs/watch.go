@@ -17,8 +17,8 @@ type watchdog struct {
 const (
 	watchEvery = 100 * time.Millisecond
 	// watchIdle is how often it looks while nothing is in flight: each look wakes
-	// two threads, and an idle daemon should cost nothing.
-	watchIdle = time.Second
+	// two threads for some 0.4 ms in all, most of what an idle daemon costs.
+	watchIdle = 2 * time.Second
 	// stuckAfter is how long a batch may take before what queues behind it gets
 	// another worker. A slow store (latency of 20 ms, several rounds per batch)
 	// stays far below; a server that does not answer is far above.

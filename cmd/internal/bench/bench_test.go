@@ -120,7 +120,7 @@ func TestPlanOnly(t *testing.T) {
 	if err != nil || len(p.all) != 2 || len(p.targets) != 2 {
 		t.Fatalf("%d measurements on %d targets: %v", len(p.all), len(p.targets), err)
 	}
-	p, err = planned(t, "^check/idle-cpu/dev$", false).plan()
+	p, err = planned(t, "^check/p99-beside-writer/dev/file$", false).plan()
 	if err != nil || len(p.all) != 0 || len(p.targets) != 1 {
 		t.Errorf("a check alone: %d measurements on %d targets: %v", len(p.all), len(p.targets), err)
 	}
