@@ -134,7 +134,7 @@ func (a *ahead) push(st *stream, r run, first, n uint64) bool {
 	t := a.store.table
 	for i := range n {
 		k.Number = first + i
-		if slot, ok := t.reserve(t.place(k), k, r.layer, aheadBit|freqUnit); ok {
+		if slot, ok := a.store.reserve(t.place(k), k, r.layer, aheadBit|freqUnit); ok {
 			p.numbers[p.n], p.slots[p.n] = k.Number, slot
 			p.n++
 		}

@@ -22,8 +22,9 @@
 // changed, when it was acknowledged; a discard takes it out for good. A read that
 // is to fill a way reserves it before it is sent: a write or discard of the block
 // that begins in between kills the reservation, and while one is under way nothing
-// of its set is reserved. A block that the store says is absent or corrupt goes; a
-// server that was found emptied, replaced or back with another past drops all; and
+// of its set is reserved. While a server may still execute a change that was given
+// up nothing of it is filled. A block that the store says is absent or corrupt goes;
+// a server that was found emptied, replaced or back with another past drops all; and
 // so does the opening of a volume, since others may have written to it while it was
 // closed.
 //
@@ -87,6 +88,21 @@ func Wrap(inner kvstore.Store, cfg Config) (*Store, error) {
 // Opened says that a layer's volume is opened: from now on its blocks are cached,
 // and what was cached of it before is forgotten.
 func (s *Store) Opened(layer kvstore.LayerID) { s.layers.begin(layer) }
+
+// reserve is the table's, of a block of which no change can come late: what was read
+// before it would be served for ever. The store knows of one that is given up before its
+// writer ends, which is what the table looks for; so it is asked after the table was.
+func (s *Store) reserve(p place, k kvstore.Key, l *layer, flags uint64) (slot uint32, ok bool) {
+	if s.inner.Haunted(k) {
+		return 0, false // no other block goes for it
+	}
+	slot, ok = s.table.reserve(p, k, l, flags)
+	if ok && s.inner.Haunted(k) {
+		s.table.release(slot)
+		return 0, false
+	}
+	return slot, ok
+}
 
 // Drop forgets all that is cached.
 func (s *Store) Drop() { s.layers.dropAll() }
@@ -176,6 +192,9 @@ func (s *Store) AnySilent() bool { return s.inner.AnySilent() }
 
 // Rewinds is handed on.
 func (s *Store) Rewinds() uint64 { return s.inner.Rewinds() }
+
+// Haunted is handed on.
+func (s *Store) Haunted(k kvstore.Key) bool { return s.inner.Haunted(k) }
 
 // Locate is handed on.
 func (s *Store) Locate(k kvstore.Key) kvstore.Location { return s.inner.Locate(k) }

@@ -205,7 +205,7 @@ func (c *channel) miss(op *kvstore.Op, p place) {
 			return
 		}
 	}
-	if slot, ok := t.reserve(p, op.Key, c.layer, 0); ok {
+	if slot, ok := c.store.reserve(p, op.Key, c.layer, 0); ok {
 		c.holds = append(c.holds, hold{op: op, place: p, slot: slot, what: filled})
 	}
 }
@@ -336,17 +336,23 @@ func (c *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
 }
 
 // Close closes the channel below. What a panic in it left under way is given up
-// here: else its blocks could never be cached again.
+// here: else its blocks could never be cached again. That is done last: the store knows
+// that something may come late once the channel is closed.
 func (c *channel) Close() error {
-	if !c.closed {
-		c.closed = true
-		for i := range c.holds {
-			c.abandon(&c.holds[i])
-		}
-		c.holds = nil
-		c.store.leave(c)
-	}
+	defer c.giveUp()
 	return c.inner.Close()
+}
+
+func (c *channel) giveUp() {
+	if c.closed {
+		return
+	}
+	c.closed = true
+	for i := range c.holds {
+		c.abandon(&c.holds[i])
+	}
+	c.holds = nil
+	c.store.leave(c)
 }
 
 // window decides whether looking is worth while. Over a volume far larger than

@@ -197,6 +197,7 @@ func (blackhole) Servers() []string            { return []string{"nowhere"} }
 func (blackhole) Close() error                 { return nil }
 func (blackhole) Rewinds() uint64              { return 0 }
 func (blackhole) Silent(kvstore.Key) bool      { return false }
+func (blackhole) Haunted(kvstore.Key) bool     { return false }
 func (blackhole) Channel(context.Context) (kvstore.Channel, error) {
 	return blackholeChannel{}, nil
 }

@@ -1,6 +1,7 @@
 package cache_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -166,9 +167,49 @@ type under struct {
 	// opening: opening a channel panics.
 	opening atomic.Bool
 	rewinds atomic.Uint64
+	// givesUp: writes are not executed before doLate, and end with an error at once.
+	givesUp atomic.Bool
+	late    []*kvstore.Op          // guarded by mu
+	haunted atomic.Bool            // late is not empty
+	closing atomic.Pointer[func()] // called when a channel is being closed
 }
 
 func (u *under) Rewinds() uint64 { return u.rewinds.Load() }
+
+func (u *under) Haunted(kvstore.Key) bool { return u.haunted.Load() }
+
+// giveUp leaves writes to a server that does not answer and may execute them later.
+func (u *under) giveUp(ops []*kvstore.Op) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.haunted.Store(true)
+	for _, op := range ops {
+		late := *op
+		late.Data = bytes.Clone(op.Data)
+		u.late = append(u.late, &late)
+		op.Err = kvstore.ErrTimeout
+	}
+}
+
+// doLate executes what was given up.
+func (u *under) doLate(t *testing.T) {
+	t.Helper()
+	ch, err := u.Store.Channel(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ch.Close()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	ch.Do(ctx, u.late)
+	for _, op := range u.late {
+		if op.Err != nil {
+			t.Fatal(op.Err)
+		}
+	}
+	u.late = nil
+	u.haunted.Store(false)
+}
 
 func (u *under) set(before, after func(ops []*kvstore.Op)) {
 	u.mu.Lock()
@@ -204,6 +245,10 @@ func (c *underChannel) Do(ctx context.Context, ops []*kvstore.Op) {
 		}
 		return
 	}
+	if c.u.givesUp.Load() && ops[0].Code == kvstore.Write {
+		c.u.giveUp(ops)
+		return
+	}
 	before, after := c.u.hooks()
 	if before != nil {
 		before(ops)
@@ -236,6 +281,13 @@ func (c *underChannel) Try(ctx context.Context, ops []*kvstore.Op) bool {
 		c.Do(ctx, now)
 	}
 	return len(c.left) == 0
+}
+
+func (c *underChannel) Close() error {
+	if f := c.u.closing.Load(); f != nil {
+		(*f)()
+	}
+	return c.Channel.Close()
 }
 
 func (c *underChannel) Finish(ctx context.Context) { c.Do(ctx, c.left) }

@@ -49,8 +49,8 @@ var (
 // ErrPending is the result of an operation that has none yet: see Channel.Try.
 var ErrPending = errors.New("not answered yet")
 
-// Prompt is embedded by stores whose servers are never silent and never replaced,
-// because they are in this process.
+// Prompt is embedded by stores whose servers are never silent, never replaced and do
+// nothing late, because they are in this process.
 type Prompt struct{}
 
 // Silent implements Store.
@@ -61,6 +61,9 @@ func (Prompt) AnySilent() bool { return false }
 
 // Rewinds implements Store.
 func (Prompt) Rewinds() uint64 { return 0 }
+
+// Haunted implements Store.
+func (Prompt) Haunted(Key) bool { return false }
 
 // OpError says what failed, on what. It wraps one of the sentinels above.
 type OpError struct {

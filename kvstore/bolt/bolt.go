@@ -264,6 +264,9 @@ func (s *Store) AnySilent() bool { return false }
 // Rewinds implements kvstore.Store.
 func (s *Store) Rewinds() uint64 { return 0 }
 
+// Haunted implements kvstore.Store: what was given up was not begun.
+func (s *Store) Haunted(kvstore.Key) bool { return false }
+
 // Locate implements kvstore.Store.
 func (s *Store) Locate(k kvstore.Key) kvstore.Location {
 	key := fmt.Sprintf("%x %x", layerName(k.Layer), blockName(k.Number))

@@ -255,6 +255,9 @@ func (s *Store) AnySilent() bool { return s.inner.AnySilent() }
 // Rewinds is handed on.
 func (s *Store) Rewinds() uint64 { return s.inner.Rewinds() }
 
+// Haunted is handed on: what is Late was not given up.
+func (s *Store) Haunted(k kvstore.Key) bool { return s.inner.Haunted(k) }
+
 // Locate is handed on.
 func (s *Store) Locate(k kvstore.Key) kvstore.Location { return s.inner.Locate(k) }
 

@@ -102,8 +102,14 @@ func TestSuccessorWaits(t *testing.T) {
 			w := write(1, kvstore.Any, block(1))
 			ch.Do(ctx, []*kvstore.Op{w})
 			want(t, w.Err, kvstore.ErrTimeout)
+			if !s.Haunted(w.Key) {
+				t.Error("the store says that nothing of the dead process can come late")
+			}
 			unix.Close(fd)
 			want(t, do1(t, ch, write(1, kvstore.Any, block(2))), nil)
+			if s.Haunted(w.Key) {
+				t.Error("the store says that something can come late after a later write")
+			}
 			for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 				left := traces(t, dir)
 				if len(left) == 1 { // our own

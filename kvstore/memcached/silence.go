@@ -9,6 +9,16 @@ func (s *Store) AnySilent() bool { return s.silent.Load() != 0 }
 // its sentinel shows.
 func (s *Store) Rewinds() uint64 { return 0 }
 
+// Haunted implements kvstore.Store: what changes wait for.
+func (s *Store) Haunted(k kvstore.Key) bool {
+	p := s.place.Load()
+	if p == nil || !s.helpers.Holding() {
+		return false
+	}
+	i := (*p).Server(k)
+	return i >= 0 && i < len(s.servers) && s.servers[i].holds.Any()
+}
+
 // Silent implements kvstore.Store.
 func (s *Store) Silent(k kvstore.Key) bool {
 	p := s.place.Load()

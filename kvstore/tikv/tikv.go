@@ -79,6 +79,7 @@ type Store struct {
 	outage wire.Outage
 	past   predecessors
 
+	opened int64 // of Boottime
 	place  atomic.Pointer[kvstore.Placement]
 	silent atomic.Int32 // batches that Try left
 	closed atomic.Bool
@@ -133,6 +134,7 @@ func assemble(name string, logf func(string, ...any), directory pd.Client, rpc t
 	}
 	s := &Store{
 		name: name, names: []string{name}, log: logf, pd: directory, stop: stop, limit: controlTime, haunts: newHaunts(), past: predecessors{turn: make(chan struct{}, 1)},
+		opened: kvstore.Boottime(),
 		outage: wire.Outage{Name: "tikv " + name, Log: logf},
 	}
 	raw := new(rawkv.Client)
@@ -225,6 +227,15 @@ func (s *Store) AnySilent() bool { return s.silent.Load() != 0 }
 // Rewinds implements kvstore.Store: a cluster that goes on has what most replicas
 // agreed on.
 func (s *Store) Rewinds() uint64 { return 0 }
+
+// Haunted implements kvstore.Store.
+func (s *Store) Haunted(k kvstore.Key) bool {
+	if kvstore.Boottime() < s.opened+int64(s.haunts.age) {
+		return true // by a process before this one: reads ask nobody whether there was one
+	}
+	from, to := blocksFrom(k.Layer, k.Number, 1)
+	return s.haunts.until(string(from), string(to)) != 0
+}
 
 // Locate implements kvstore.Store. Which of the cluster's stores has a key now, it
 // does not say: that changes.

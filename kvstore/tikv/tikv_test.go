@@ -191,6 +191,7 @@ func TestGhost(t *testing.T) {
 			t.Parallel() // it waits for the ghost to go
 			m, s, ch := opened(t, false)
 			s.haunts.age = 2 * time.Second
+			s.opened = 0 // long ago
 			want(t, do1(t, ch, write(1, 9)), nil)
 			lost := 0
 			m.lose = func(req *tikvrpc.Request) (time.Duration, bool) {
@@ -207,7 +208,13 @@ func TestGhost(t *testing.T) {
 			if lost != 2 {
 				t.Fatalf("it was sent %d times, want twice", lost)
 			}
+			if !s.Haunted(write(1, 2).Key) {
+				t.Error("the store says that nothing can come late")
+			}
 			want(t, do1(t, ch, write(1, 2)), nil)
+			if s.Haunted(write(1, 2).Key) {
+				t.Error("the store says that something can come late after a later write")
+			}
 			m.ghost.Wait()
 			holds(t, ch, 1, 2)
 			if s.haunts.some.Load() && s.haunts.until("", "\xff") != 0 {

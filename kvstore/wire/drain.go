@@ -15,6 +15,7 @@ type Helpers struct {
 	end  context.CancelFunc
 	log  func(format string, args ...any)
 	wg   sync.WaitGroup
+	held atomic.Int32 // Holds of all servers together
 }
 
 // NewHelpers returns an empty group; log receives what goes wrong in them.
@@ -116,9 +117,14 @@ func (h *Holds) Any() bool { return h.n.Load() != 0 }
 
 // Until holds all changes until the drain is over.
 func (h *Holds) Until(g *Helpers, d *Drain) {
+	g.held.Add(1)
 	h.n.Add(1)
 	g.Go(func(context.Context) {
 		<-d.Over()
 		h.n.Add(-1)
+		g.held.Add(-1)
 	})
 }
+
+// Holding says whether changes must wait for any server of the store.
+func (h *Helpers) Holding() bool { return h.held.Load() != 0 }

@@ -286,6 +286,7 @@ type nothing struct{ kvstore.Store }
 func (nothing) Join(kvstore.Placement) error { return nil }
 func (nothing) Servers() []string            { return []string{"nowhere"} }
 func (nothing) Rewinds() uint64              { return 0 }
+func (nothing) Haunted(kvstore.Key) bool     { return false }
 func (nothing) Channel(context.Context) (kvstore.Channel, error) {
 	return nothingChannel{}, nil
 }
