@@ -27,10 +27,15 @@ func (f *flight) reset(servers int) {
 	clear(f.failing)
 }
 
-// err is the error that tells most: that a server was emptied, else any.
+// err is the error that tells most. A closed fence comes first: what waits for it can be
+// stored still, and the next try tells the rest. Then that a server was emptied, else any.
 func (f *flight) err() (err error) {
 	for _, e := range f.failing {
-		if e != nil && (err == nil || errors.Is(e, kvstore.ErrServerLost)) {
+		switch {
+		case e == nil:
+		case errors.Is(e, kvstore.ErrFenced):
+			return e
+		case err == nil || errors.Is(e, kvstore.ErrServerLost):
 			err = e
 		}
 	}

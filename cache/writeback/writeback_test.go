@@ -407,6 +407,25 @@ func TestOtherServersAreStored(t *testing.T) {
 	r.storeHas(good, 2)
 }
 
+// Of the errors of several servers a closed fence comes first: who waits for it has the
+// rest stored, and is told of a server that was emptied then.
+func TestErrorOfServers(t *testing.T) {
+	for _, c := range []struct {
+		failing []error
+		want    error
+	}{
+		{[]error{nil, nil}, nil},
+		{[]error{nil, kvstore.ErrTimeout, kvstore.ErrServerLost}, kvstore.ErrServerLost},
+		{[]error{kvstore.ErrServerLost, kvstore.ErrTimeout}, kvstore.ErrServerLost},
+		{[]error{kvstore.ErrServerLost, kvstore.ErrFenced}, kvstore.ErrFenced},
+		{[]error{kvstore.ErrFenced, kvstore.ErrServerLost}, kvstore.ErrFenced},
+	} {
+		if err := (&flight{failing: c.failing}).err(); err != c.want {
+			t.Errorf("of %v: %v, want %v", c.failing, err, c.want)
+		}
+	}
+}
+
 // Nothing is deferred past the fence, and what is dirty waits for it.
 func TestFence(t *testing.T) {
 	r := newRig(t, Config{MaxAge: never})

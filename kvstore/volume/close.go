@@ -116,7 +116,7 @@ func (v *Volume) storeRest(ctx context.Context, ch kvstore.Channel) error {
 	if v.set.opt.Closed == nil {
 		return err // no server need be waited for: all of it is stored
 	}
-	if rest := ch.Flush(ctx, v.layer); err == nil {
+	if rest := v.flushStore(ctx, ch); err == nil {
 		err = rest
 	}
 	return err

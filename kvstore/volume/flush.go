@@ -18,19 +18,25 @@ func (v *Volume) flush(ctx context.Context, ch kvstore.Channel) error {
 			return err
 		}
 	}
-	err := ch.Flush(ctx, v.layer)
-	for errors.Is(err, kvstore.ErrFenced) && v.writable.Load() {
-		// What was acknowledged before it was stored waits for the lease.
-		if err = v.waitLease(ctx); err == nil {
-			err = ch.Flush(ctx, v.layer)
-		}
-	}
+	err := v.flushStore(ctx, ch)
 	if errors.Is(err, kvstore.ErrServerLost) {
 		v.serverLost(err)
 	}
 	if err == nil && v.writable.Load() {
 		// What another holder may have overwritten meanwhile is not stable.
 		err = v.waitLease(ctx)
+	}
+	return err
+}
+
+// flushStore flushes the store. What was acknowledged before it was stored waits for
+// the lease.
+func (v *Volume) flushStore(ctx context.Context, ch kvstore.Channel) error {
+	err := ch.Flush(ctx, v.layer)
+	for errors.Is(err, kvstore.ErrFenced) && v.writable.Load() {
+		if err = v.waitLease(ctx); err == nil {
+			err = ch.Flush(ctx, v.layer)
+		}
 	}
 	return err
 }

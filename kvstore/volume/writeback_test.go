@@ -330,6 +330,51 @@ func TestDeferredServerLost(t *testing.T) {
 	}
 }
 
+// The last close of a volume one of whose servers was emptied, while its lease is being
+// renewed: what was deferred for the servers that are left waits for the lease.
+func TestDeferredRestWaitsForLease(t *testing.T) {
+	const blocks, part, half = 1024, 256 * kvstore.BlockSize, 512
+	d := newDeferRig(t, mem.Config{Servers: 2}, writeback.Config{MaxDirty: 16 << 20, MaxAge: time.Hour})
+	d.create("v", blocks*kvstore.BlockSize)
+	v := d.open("v")
+	for off := int64(0); off < blocks*kvstore.BlockSize; off += part {
+		d.write(v, off, pattern(part, 1))
+	}
+	d.flush(v)
+	for off := int64(0); off < half*kvstore.BlockSize; off += part {
+		d.write(v, off, pattern(part, 2))
+	}
+	const lost = 1 // not the one that has the lease
+	d.mem.Forget(lost)
+	must(t, d.w.Close())
+	d.w = nil
+	d.newWorker() // on a new connection, which asks who the server is
+	buf := make([]byte, kvstore.BlockSize)
+	for n := int64(half); n < blocks && v.FlushFails() == nil; n++ {
+		_ = d.do(Request{Kind: Read, Vol: v, Off: n * kvstore.BlockSize, Data: buf})
+	}
+	if v.FlushFails() == nil {
+		t.Fatal("no read has found it")
+	}
+	healthy := uint64(0)
+	for n := range uint64(half) {
+		if d.pool.Server(kvstore.Key{Layer: v.layer, Number: n}) != lost {
+			healthy++
+		}
+	}
+	before := d.wb.Stats()
+	if before.Dirty != half*kvstore.BlockSize || healthy == 0 {
+		t.Fatalf("%d bytes are dirty, %d blocks of them elsewhere", before.Dirty, healthy)
+	}
+	v.fence.Load().Open(kvstore.Boottime() - 1) // until the lease is renewed
+	if err := v.Close(ctx); !errors.Is(err, kvstore.ErrServerLost) {
+		t.Errorf("close: %v", err)
+	}
+	if n := d.wb.Stats().Stored - before.Stored; n < healthy {
+		t.Errorf("%d blocks were stored of %d whose server was left", n, healthy)
+	}
+}
+
 // Once a read has found that a server was emptied, who overwrites a block of it is told
 // at once, not by the next flush.
 func TestDeferredAfterLossWasRead(t *testing.T) {
