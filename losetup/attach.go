@@ -34,7 +34,7 @@ func Attach(ctx context.Context, file string, opt Options) (d Device, existing b
 		return result{d, existing}, err
 	}, func(r result, err error) {
 		if err == nil && !r.existing {
-			_ = detach(context.Background(), r.d.Path)
+			_ = detach(context.Background(), r.d)
 		}
 	})
 	return r.d, r.existing, err

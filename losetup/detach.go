@@ -27,23 +27,22 @@ const (
 
 // Detach detaches a device and waits until it is really gone (losetup -d only
 // arms the detaching of a device in use): ErrBusy at once if it is mounted or
-// held, with who uses it. It undoes the queue settings. ErrNotAttached if there
-// is nothing to detach.
-func Detach(ctx context.Context, device string) error {
-	_, err := interruptible(ctx, func() (struct{}, error) { return struct{}{}, detach(ctx, device) }, nil)
+// held, with who uses it. It undoes the queue settings. ErrNotAttached if what the
+// caller saw is not attached any more, also where the device has another file since.
+func Detach(ctx context.Context, d Device) error {
+	_, err := interruptible(ctx, func() (struct{}, error) { return struct{}{}, detach(ctx, d) }, nil)
 	return err
 }
 
-func detach(ctx context.Context, device string) error {
-	number, err := numberOf(device)
+func detach(ctx context.Context, meant Device) error {
+	number, err := numberOf(meant.Path)
 	if err != nil {
 		return err
 	}
-	meant, err := read(number)
-	if err != nil {
+	if err := still(meant, number); err != nil {
 		return err
 	}
-	dev, err := claim(ctx, number)
+	dev, err := claim(ctx, meant, number)
 	if err != nil {
 		return err
 	}
@@ -66,7 +65,7 @@ func detach(ctx context.Context, device string) error {
 // still says whether a device is the one that was meant.
 func still(meant Device, number int) error {
 	now, err := read(number)
-	if err == nil && now.Backing != meant.Backing {
+	if err == nil && !now.is(meant) {
 		err = fmt.Errorf("%s, which was %s: %w any more", meant.Path, meant.Backing, ErrNotAttached)
 	}
 	return err
@@ -75,11 +74,17 @@ func still(meant Device, number int) error {
 // claim opens the device with O_EXCL. That fails while a file system, swap or
 // device in any namespace claims the device, and keeps new ones away until the
 // descriptor is closed. mkfs and other detaches claim it as well, for a moment.
-func claim(ctx context.Context, number int) (int, error) {
+func claim(ctx context.Context, meant Device, number int) (int, error) {
 	for start := time.Now(); ; {
 		dev, err := openDevice(ctx, number, unix.O_RDONLY|unix.O_EXCL)
+		if err == nil {
+			return dev, nil
+		}
+		if gone := still(meant, number); gone != nil {
+			return -1, gone // detached by somebody else: who uses it now is none of its users
+		}
 		if !errors.Is(err, unix.EBUSY) {
-			return dev, err
+			return -1, err
 		}
 		if users := claims(number); len(users) > 0 {
 			return -1, busy(number, users)
@@ -89,9 +94,6 @@ func claim(ctx context.Context, number int) (int, error) {
 		}
 		if err := sleep(ctx, 10*time.Millisecond); err != nil {
 			return -1, err
-		}
-		if _, err := read(number); err != nil {
-			return -1, err // detached by somebody else
 		}
 	}
 }
@@ -126,7 +128,7 @@ func clear(ctx context.Context, number, dev int) error {
 func waitGone(ctx context.Context, meant Device, number int) (reused bool, err error) {
 	pause := time.Millisecond
 	for start := time.Now(); attached(number); pause = min(2*pause, 50*time.Millisecond) {
-		if now, err := read(number); err == nil && now.Backing != meant.Backing {
+		if now, err := read(number); err == nil && !now.is(meant) {
 			return true, nil
 		}
 		err := sleep(ctx, pause)
@@ -192,16 +194,25 @@ func Resize(device string) error {
 // DetachLater lets the kernel detach a device once its last user is gone, and
 // returns at once. It is for devices that no longer work, whose users nobody can
 // end: Attach does not take such a device for an existing one.
-func DetachLater(device string) error {
-	number, err := numberOf(device)
+func DetachLater(d Device) error {
+	number, err := numberOf(d.Path)
 	if err != nil {
 		return err
 	}
-	if _, err := read(number); err != nil {
+	dev, err := openDevice(context.Background(), number, unix.O_RDONLY)
+	if errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("%s: %w", d.Path, ErrNotAttached)
+	}
+	if err != nil {
 		return err
 	}
-	if err := goloop.New(uint64(number), os.O_RDONLY).Detach(); err != nil && attached(number) {
-		return fmt.Errorf("detach %s: %w", devicePath(number), err)
+	// A device that is open is not detached, so it stays what it is found to be.
+	defer unix.Close(dev)
+	if err := still(d, number); err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(dev, goloop.ClrFd, 0); err != nil && attached(number) {
+		return fmt.Errorf("detach %s: %w", d.Path, err)
 	}
 	return nil
 }

@@ -17,8 +17,9 @@
 // then takes free numbers until the kernel gives one to us and not to somebody
 // else, locks the device, configures it in one call (older kernels: in five,
 // configure.go), reads back what the kernel made of it, and sets the queue
-// (queue.go). Detach looks for users (users.go), detaches, waits until the
-// kernel let go of the file, and gives the device its default queue again.
+// (queue.go). Detach looks whether the device still is what its caller saw, looks
+// for users (users.go), detaches, waits until the kernel let go of the file, and
+// gives the device its default queue again.
 //
 // What is attached is read from sysfs only (sysfs.go): LOOP_GET_STATUS64 asks
 // the backing file for its attributes and would hang on a FUSE server that
@@ -84,6 +85,18 @@ type Device struct {
 	Deleted bool `json:"deleted,omitempty"`
 
 	partial bool // begins after the file's start or ends before its end
+	// seq is the kernel's number of the attachment (diskseq, Linux 5.15); 0: it has none.
+	seq int64
+}
+
+// is says whether two looks at a device saw the same attachment. Where they have no
+// numbers the path must do: it is the same for a file that took another one's place, and
+// changes with the mount of the file.
+func (d Device) is(o Device) bool {
+	if d.seq != 0 && o.seq != 0 {
+		return d.seq == o.seq
+	}
+	return d.Backing == o.Backing
 }
 
 // grace is how long Attach and Detach, once cancelled, wait for a system call

@@ -47,7 +47,7 @@ func newImage(t testing.TB) string {
 			t.Error(err)
 		}
 		for _, d := range devices {
-			if err := Detach(context.Background(), d.Path); err != nil {
+			if err := Detach(context.Background(), d); err != nil {
 				t.Errorf("clean up: %v", err)
 			}
 		}
@@ -74,7 +74,7 @@ func TestAttachIsVerifiedTunedAndUndone(t *testing.T) {
 	needLoop(t)
 	file := newImage(t)
 	d := mustAttach(t, file, Options{})
-	want := Device{Path: d.Path, Backing: file, Size: imageSize, DirectIO: true, BlockSize: BlockSize, ReadAhead: 1024}
+	want := Device{Path: d.Path, Backing: file, Size: imageSize, DirectIO: true, BlockSize: BlockSize, ReadAhead: 1024, seq: d.seq}
 	if d != want {
 		t.Fatalf("got %+v, want %+v", d, want)
 	}
@@ -95,7 +95,7 @@ func TestAttachIsVerifiedTunedAndUndone(t *testing.T) {
 	if err := os.WriteFile(d.Path, []byte(pattern), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := Detach(t.Context(), d.Path); err != nil {
+	if err := Detach(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Get(d.Path); !errors.Is(err, ErrNotAttached) {
@@ -110,7 +110,7 @@ func TestAttachIsVerifiedTunedAndUndone(t *testing.T) {
 	} else if err != nil || got == 1024 {
 		t.Errorf("read_ahead_kb is still %d after the detach (%v)", got, err)
 	}
-	if err := Detach(t.Context(), d.Path); !errors.Is(err, ErrNotAttached) {
+	if err := Detach(t.Context(), d); !errors.Is(err, ErrNotAttached) {
 		t.Errorf("second Detach: %v, want ErrNotAttached", err)
 	}
 }
@@ -145,7 +145,7 @@ func TestManyAttachesAtOnce(t *testing.T) {
 		images[i] = newImage(t)
 	}
 	var mu sync.Mutex
-	devices := map[string]map[string]bool{} // file -> devices
+	devices := map[string]map[string]Device{} // file -> devices by path
 	fresh := 0
 	var wg sync.WaitGroup
 	for i := range files * each {
@@ -165,9 +165,9 @@ func TestManyAttachesAtOnce(t *testing.T) {
 				fresh++
 			}
 			if devices[file] == nil {
-				devices[file] = map[string]bool{}
+				devices[file] = map[string]Device{}
 			}
-			devices[file][d.Path] = true
+			devices[file][d.Path] = d
 		})
 	}
 	wg.Wait()
@@ -183,14 +183,14 @@ func TestManyAttachesAtOnce(t *testing.T) {
 	// so too if it came while the kernel was at it.
 	var gone sync.Map
 	for _, ds := range devices {
-		for d := range ds {
+		for path, d := range ds {
 			for range 2 {
 				wg.Go(func() {
 					switch err := Detach(t.Context(), d); {
 					case err == nil:
-						gone.Store(d, true)
+						gone.Store(path, true)
 					case !errors.Is(err, ErrNotAttached):
-						t.Errorf("Detach %s: %v", d, err)
+						t.Errorf("Detach %s: %v", path, err)
 					}
 				})
 			}
@@ -206,36 +206,6 @@ func TestManyAttachesAtOnce(t *testing.T) {
 		if found, err := Find(file); err != nil || len(found) > 0 {
 			t.Errorf("%s is on %v: %v", file, found, err)
 		}
-	}
-}
-
-// TestStill: a device that got another file meanwhile is left alone.
-func TestStill(t *testing.T) {
-	needLoop(t)
-	d := mustAttach(t, newImage(t), Options{})
-	number, err := numberOf(d.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := still(d, number); err != nil {
-		t.Error(err)
-	}
-	before := d
-	before.Backing += "-before"
-	if err := still(before, number); !errors.Is(err, ErrNotAttached) {
-		t.Errorf("with another file: %v, want ErrNotAttached", err)
-	}
-	if reused, err := waitGone(t.Context(), before, number); !reused || err != nil {
-		t.Errorf("waiting for a device that is another's already: %v, %v", reused, err)
-	}
-	if err := still(d, number); err != nil {
-		t.Errorf("it was not left alone: %v", err)
-	}
-	if err := Detach(t.Context(), d.Path); err != nil {
-		t.Fatal(err)
-	}
-	if err := still(d, number); !errors.Is(err, ErrNotAttached) {
-		t.Errorf("without a file: %v, want ErrNotAttached", err)
 	}
 }
 
@@ -263,7 +233,7 @@ func TestDetachRefusesUsers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = Detach(t.Context(), d.Path)
+	err = Detach(t.Context(), d)
 	unix.Close(held)
 	if self := fmt.Sprintf("process %d", os.Getpid()); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), self) {
 		t.Errorf("Detach of an open device: %v, want ErrBusy that names %s", err, self)
@@ -279,7 +249,7 @@ func TestDetachRefusesUsers(t *testing.T) {
 	if err := unix.Mount(d.Path, dir, "ext2", unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
 		t.Skip("mount:", err)
 	}
-	err = Detach(t.Context(), d.Path)
+	err = Detach(t.Context(), d)
 	users := Users(d.Path)
 	if uerr := unix.Unmount(dir, 0); uerr != nil {
 		t.Fatal(uerr)
@@ -293,7 +263,7 @@ func TestDetachRefusesUsers(t *testing.T) {
 	if got, err := Get(d.Path); err != nil || got.Autoclear {
 		t.Errorf("a refused detach left %+v, %v", got, err)
 	}
-	if err := Detach(t.Context(), d.Path); err != nil {
+	if err := Detach(t.Context(), d); err != nil {
 		t.Errorf("Detach once unused: %v", err)
 	}
 }
@@ -318,7 +288,7 @@ func TestDetachSeesOtherMountNamespaces(t *testing.T) {
 		t.Skip(err)
 	}
 	ready, _ := out.Read(make([]byte, 16))
-	derr := Detach(t.Context(), d.Path)
+	derr := Detach(t.Context(), d)
 	in.Close()
 	if err := cmd.Wait(); ready == 0 {
 		t.Skip("no mount in a namespace of its own:", err)
@@ -336,7 +306,7 @@ func TestDetachLaterWaitsForTheLastUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = DetachLater(d.Path)
+	err = DetachLater(d)
 	got, getErr := Get(d.Path)
 	unix.Close(held)
 	if err != nil || getErr != nil || !got.Autoclear {

@@ -167,6 +167,7 @@ func read(number int) (Device, error) {
 	d.Size, d.BlockSize, d.ReadAhead = size*sectorSize, int(blockSize), int(ahead)
 	d.ReadOnly, d.DirectIO, d.Autoclear = ro != 0, dio != 0, autoclear != 0
 	d.partial = offset != 0 || limit != 0
+	d.seq, _ = number64(number, "diskseq") // absent before Linux 5.15
 	return d, nil
 }
 

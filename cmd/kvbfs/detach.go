@@ -30,7 +30,7 @@ func (c *detachCmd) Run(g *globals) error {
 	if c.JSON {
 		return json.NewEncoder(os.Stdout).Encode(struct {
 			Device string `json:"device"`
-		}{device})
+		}{device.Path})
 	}
 	return nil
 }

@@ -40,6 +40,7 @@ import (
 	"github.com/kvbfs/kvbfs/cmd/internal/result"
 	"github.com/kvbfs/kvbfs/cmd/internal/scratch"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/losetup"
 )
 
 // Transports, as `kvbfs mount` names them.
@@ -90,7 +91,7 @@ type bench struct {
 	// redisBenchmark: redis-benchmark can measure the store.
 	redisBenchmark bool
 	made           []madeVolume
-	loops          []string // attached outside the scratch place
+	loops          []losetup.Device // attached outside the scratch place
 	servers        []*server
 	one            *mount // that most curves share
 }

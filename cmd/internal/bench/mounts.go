@@ -131,7 +131,7 @@ func (b *bench) attach(ctx context.Context, image string) (string, error) {
 		return "", fmt.Errorf("attaching %s: %w", image, err)
 	}
 	if !existing && !strings.HasPrefix(image, b.place.Dir+"/") {
-		b.loops = append(b.loops, d.Path) // the sweep does not know it
+		b.loops = append(b.loops, d) // the sweep does not know it
 	}
 	return d.Path, nil
 }

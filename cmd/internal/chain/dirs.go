@@ -60,10 +60,13 @@ func (c *Chain) unmountIf(ctx context.Context, at, source string) error {
 // detachIf detaches a device if it still is of that image.
 func (c *Chain) detachIf(ctx context.Context, device, image string) error {
 	devices, err := c.sys.Devices()
-	if err != nil || !sameDevice(devices, device, image) {
+	if err != nil {
 		return err
 	}
-	return c.detach(ctx, device, letGo)
+	if d, ok := onDevice(devices, device, image); ok {
+		return c.detach(ctx, d, letGo)
+	}
+	return nil
 }
 
 // stopLocked is stop under the store's lock.

@@ -86,18 +86,18 @@ func (c *Chain) byHand(name string) (*record, error) {
 	if len(list) == 0 {
 		return nil, nil
 	}
-	path, err := only(name, list)
+	d, err := only(name, list)
 	if err != nil {
 		return nil, err
 	}
-	rec := &record{Name: name, Device: path, Dir: filepath.Dir(list[0].Backing)}
+	rec := &record{Name: name, Device: d.Path, Dir: filepath.Dir(d.Backing)}
 	for _, m := range mounts {
 		if m.Dir == rec.Dir {
 			rec.Store = m.Store
 		}
 	}
 	for _, m := range c.sys.Table() {
-		if m.Source == path {
+		if m.Source == d.Path {
 			rec.At, rec.FS = m.Point, m.Type
 		}
 	}
@@ -121,7 +121,7 @@ func (c *Chain) takeDown(ctx context.Context, f *found, rec *record, res *Result
 			return err
 		}
 		c.Progress("detaching %s", f.device.Path)
-		if err := c.detach(ctx, f.device.Path, letGo); err != nil {
+		if err := c.detach(ctx, *f.device, letGo); err != nil {
 			return err
 		}
 	}

@@ -88,7 +88,10 @@ func (f *fake) TreeUsers(dir string) []string {
 func (f *fake) Hold(fd int) int              { before := f.held; f.held = fd; return before }
 func (f *fake) LookPath(string) error        { return nil }
 func (f *fake) Alive(pid int, _ string) bool { return f.procs[pid] }
-func (f *fake) DetachLater(d string) error   { f.later = append(f.later, d); return nil }
+func (f *fake) DetachLater(d losetup.Device) error {
+	f.later = append(f.later, d.Path)
+	return nil
+}
 func (f *fake) serves(dir string) bool {
 	return !f.dead[dir] && slices.ContainsFunc(f.table, func(m losetup.Mount) bool { return m.Point == dir })
 }
@@ -164,7 +167,8 @@ func (f *fake) Attach(_ context.Context, image string) (d losetup.Device, existi
 	return d, false, nil
 }
 
-func (f *fake) Detach(_ context.Context, device string) error {
+func (f *fake) Detach(_ context.Context, d losetup.Device) error {
+	device := d.Path
 	return f.op(func() error {
 		if len(f.users[device]) > 0 || slices.ContainsFunc(f.table, func(m losetup.Mount) bool { return m.Source == device }) {
 			return losetup.ErrBusy

@@ -116,34 +116,34 @@ func imageSize(ctx context.Context, image string) (int64, error) {
 
 // FindDevice returns the device of a volume, a file, or the device that is named.
 // It touches no mount, so it works for dead ones too.
-func FindDevice(arg, dir, store string) (string, error) {
+func FindDevice(arg, dir, store string) (d losetup.Device, err error) {
 	if strings.HasPrefix(arg, "/dev/") {
-		return arg, nil
+		return losetup.Get(arg)
 	}
 	if IsPath(arg) {
 		devices, err := losetup.Find(arg)
 		if err != nil {
-			return "", err
+			return d, err
 		}
 		return only(arg, devices)
 	}
 	if err := checkName(arg); err != nil {
-		return "", err
+		return d, err
 	}
 	if dir != "" {
 		devices, err := losetup.Find(filepath.Join(dir, arg))
 		if err != nil {
-			return "", err
+			return d, err
 		}
 		return only(arg, devices)
 	}
 	devices, err := losetup.List()
 	if err != nil {
-		return "", err
+		return d, err
 	}
 	mounts, err := candidates(store)
 	if err != nil {
-		return "", err
+		return d, err
 	}
 	return only(arg, devicesOf(arg, devices, mounts))
 }
@@ -165,16 +165,16 @@ func devicesOf(name string, devices []losetup.Device, mounts []daemon.Mount) []l
 	return list
 }
 
-func only(arg string, devices []losetup.Device) (string, error) {
+func only(arg string, devices []losetup.Device) (d losetup.Device, err error) {
 	switch len(devices) {
 	case 0:
-		return "", fmt.Errorf("%s: %w", arg, losetup.ErrNotAttached)
+		return d, fmt.Errorf("%s: %w", arg, losetup.ErrNotAttached)
 	case 1:
-		return devices[0].Path, nil
+		return devices[0], nil
 	}
 	var paths []string
 	for _, d := range devices {
 		paths = append(paths, d.Path+" ("+d.Backing+")")
 	}
-	return "", usagef("%s is on several devices: name one of %s", arg, strings.Join(paths, ", "))
+	return d, usagef("%s is on several devices: name one of %s", arg, strings.Join(paths, ", "))
 }

@@ -26,11 +26,11 @@ func TestDevicesOf(t *testing.T) {
 	if _, err := only("vol", devicesOf("vol", devices, mounts)); !errors.Is(err, ErrUsage) {
 		t.Errorf("two devices: %v, want ErrUsage", err)
 	}
-	if got, err := only("vol", devicesOf("vol", devices, mounts[:1])); err != nil || got != "/dev/loop1" {
-		t.Errorf("one device: %s, %v", got, err)
+	if got, err := only("vol", devicesOf("vol", devices, mounts[:1])); err != nil || got.Path != "/dev/loop1" {
+		t.Errorf("one device: %v, %v", got, err)
 	}
-	if got, err := only("gone", devicesOf("gone", devices, mounts)); err != nil || got != "/dev/loop5" {
-		t.Errorf("a device without its mount: %s, %v", got, err)
+	if got, err := only("gone", devicesOf("gone", devices, mounts)); err != nil || got.Path != "/dev/loop5" {
+		t.Errorf("a device without its mount: %v, %v", got, err)
 	}
 	if _, err := only("none", devicesOf("none", devices, mounts)); !errors.Is(err, losetup.ErrNotAttached) {
 		t.Errorf("no device: %v", err)

@@ -60,13 +60,13 @@ func (c *Chain) putAside(ctx context.Context, f *found, d losetup.Device, say fu
 	if len(users) > 0 {
 		wait = time.Second
 	}
-	err := c.detach(ctx, d.Path, wait)
+	err := c.detach(ctx, d, wait)
 	if errors.Is(err, losetup.ErrBusy) {
 		// The users hold on to a file system that nobody else can see any more. A new
 		// device can be made all the same.
 		f.held = append(f.held, users...)
 		say("found %s on a mount that is gone: it is detached when its last user ends (%v)", d.Path, err)
-		return c.sys.DetachLater(d.Path)
+		return c.sys.DetachLater(d)
 	}
 	if err == nil {
 		say("found %s on a mount that is gone: detached", d.Path)
@@ -99,15 +99,15 @@ func (c *Chain) unmountAll(ctx context.Context, dir string) error {
 
 // detach detaches a device, which a file system that was just unmounted may hold
 // a little longer.
-func (c *Chain) detach(ctx context.Context, device string, wait time.Duration) error {
+func (c *Chain) detach(ctx context.Context, d losetup.Device, wait time.Duration) error {
 	for start := time.Now(); ; {
-		err := c.sys.Detach(ctx, device)
+		err := c.sys.Detach(ctx, d)
 		if errors.Is(err, losetup.ErrNotAttached) {
 			return nil
 		}
 		// Who has it open or mounted will not go by waiting; a file system without
 		// a mount point will.
-		if !errors.Is(err, losetup.ErrBusy) || time.Since(start) >= wait || len(c.sys.DeviceUsers(device)) > 0 {
+		if !errors.Is(err, losetup.ErrBusy) || time.Since(start) >= wait || len(c.sys.DeviceUsers(d.Path)) > 0 {
 			return err
 		}
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
@@ -140,8 +140,12 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// sameDevice says whether a device still is what it was: its number may have been
-// given to another file since.
-func sameDevice(list []losetup.Device, path, backing string) bool {
-	return slices.ContainsFunc(list, func(d losetup.Device) bool { return d.Path == path && d.Backing == backing })
+// onDevice returns the device of a path if it is still that of a file: its number may
+// have been given to another one since.
+func onDevice(list []losetup.Device, path, backing string) (d losetup.Device, ok bool) {
+	i := slices.IndexFunc(list, func(d losetup.Device) bool { return d.Path == path && d.Backing == backing })
+	if i < 0 {
+		return d, false
+	}
+	return list[i], true
 }

@@ -43,8 +43,8 @@ type system interface {
 
 	Devices() ([]losetup.Device, error)
 	Attach(ctx context.Context, image string) (d losetup.Device, existing bool, err error)
-	Detach(ctx context.Context, device string) error
-	DetachLater(device string) error
+	Detach(ctx context.Context, d losetup.Device) error
+	DetachLater(d losetup.Device) error
 	// DeviceUsers and TreeUsers name who uses a device, or a mount: loop devices,
 	// mounts and processes.
 	DeviceUsers(device string) []string
@@ -100,11 +100,8 @@ func (m *machine) Attach(ctx context.Context, image string) (losetup.Device, boo
 	return losetup.Attach(ctx, image, losetup.Options{Warn: func(msg string) { fmt.Fprintln(os.Stderr, "kvbfs: warning:", msg) }})
 }
 
-func (m *machine) Detach(ctx context.Context, device string) error {
-	return losetup.Detach(ctx, device)
-}
-
-func (m *machine) DetachLater(device string) error { return losetup.DetachLater(device) }
+func (m *machine) Detach(ctx context.Context, d losetup.Device) error { return losetup.Detach(ctx, d) }
+func (m *machine) DetachLater(d losetup.Device) error                 { return losetup.DetachLater(d) }
 
 func (m *machine) ImageSize(ctx context.Context, image string) (int64, error) {
 	return imageSize(ctx, image)

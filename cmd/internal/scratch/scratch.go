@@ -289,15 +289,16 @@ func (s *Place) Mounted(dir string) bool {
 }
 
 // loops lists the loop devices whose image is in the scratch.
-func (s *Place) loops() []string {
+func (s *Place) loops() []losetup.Device {
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	var devs []string
+	var list []losetup.Device
 	for _, f := range files {
-		if b, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(b), s.Dir+"/") {
-			devs = append(devs, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(f))))
+		d, err := losetup.Get(filepath.Base(filepath.Dir(filepath.Dir(f))))
+		if err == nil && strings.HasPrefix(d.Backing, s.Dir+"/") {
+			list = append(list, d)
 		}
 	}
-	return devs
+	return list
 }
 
 // processes lists our children and their children, by the mark in their
