@@ -31,11 +31,13 @@ func (s *Set) Open(ctx context.Context, name string, write bool) (*Volume, error
 		return nil, err
 	}
 	defer unlock()
-	return s.openLocked(ctx, name, write)
+	return s.openLocked(ctx, name, write, nil)
 }
 
-// openLocked is Open with the name locked.
-func (s *Set) openLocked(ctx context.Context, name string, write bool) (*Volume, error) {
+// openLocked is Open with the name locked. fits, which may be nil, is asked before a
+// volume becomes writable, when nobody else can change its record: with an error it
+// stays as it was. It is not asked if a crash left something to be stored.
+func (s *Set) openLocked(ctx context.Context, name string, write bool, fits func(pool.Volume) error) (*Volume, error) {
 	v := s.opened(name)
 	if v == nil {
 		rec, err := s.record(ctx, name)
@@ -64,7 +66,7 @@ func (s *Set) openLocked(ctx context.Context, name string, write bool) (*Volume,
 		}
 	}
 	if write && !v.writable.Load() {
-		if err := v.startWriting(ctx); err != nil {
+		if err := v.startWriting(ctx, fits); err != nil {
 			return nil, fmt.Errorf("open volume %s: %w", name, err)
 		}
 	}
@@ -217,7 +219,7 @@ func (s *Set) settleForReading(ctx context.Context, v *Volume) error {
 			return err
 		}
 	}
-	w, err := s.openLocked(ctx, v.name, true)
+	w, err := s.openLocked(ctx, v.name, true, nil)
 	if errors.Is(err, ErrInUse) {
 		return fmt.Errorf("%w: %w", pool.ErrHeld, err)
 	}
@@ -261,8 +263,8 @@ func (v *Volume) leftBy(h stateHead) bool {
 
 // startWriting takes the lock of this machine, then the lease, then the map: from
 // the local state if it belongs to this very holding, else from the store. The
-// name is locked.
-func (v *Volume) startWriting(ctx context.Context) (err error) {
+// name is locked. fits is that of openLocked.
+func (v *Volume) startWriting(ctx context.Context, fits func(pool.Volume) error) (err error) {
 	s := v.set
 	sf, err := lockState(s.opt.RuntimeDir, v.uuid)
 	if err != nil {
@@ -296,16 +298,12 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 	}()
 	s.opt.Opened(v.layer)
 	v.generation.Store(lease.Generation())
-	// What the record says may have changed until we had the lease.
-	rec, err := s.record(ctx, v.name)
+	if left {
+		fits = nil // what a crash left is stored first
+	}
+	rec, err := v.recordToWrite(ctx, fits)
 	if err != nil {
 		return err
-	}
-	if rec.Unaccepted && !v.accepting {
-		return unaccepted(v.name)
-	}
-	if rec.ROCompat != 0 {
-		return fmt.Errorf("%w: its features %#x allow reading only", pool.ErrFormat, rec.ROCompat)
 	}
 	resumed := left && lease.ID() == old.holder && lease.Generation() == old.generation
 	if left && !resumed {
@@ -331,6 +329,21 @@ func (v *Volume) startWriting(ctx context.Context) (err error) {
 		v.reaper.kick(v)
 	}
 	return nil
+}
+
+// recordToWrite reads the record, which may have changed until we had the lease.
+func (v *Volume) recordToWrite(ctx context.Context, fits func(pool.Volume) error) (pool.Volume, error) {
+	rec, err := v.set.record(ctx, v.name)
+	switch {
+	case err != nil:
+	case rec.Unaccepted && !v.accepting:
+		err = unaccepted(v.name)
+	case rec.ROCompat != 0:
+		err = fmt.Errorf("%w: its features %#x allow reading only", pool.ErrFormat, rec.ROCompat)
+	case fits != nil:
+		err = fits(rec)
+	}
+	return rec, err
 }
 
 // stillOurs is an error if the lease ran out while the map was read, which no fence

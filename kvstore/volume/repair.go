@@ -147,7 +147,7 @@ func (s *Set) Repair(ctx context.Context, name string, progress func(done, total
 	}
 	v := s.newVolume(name, rec)
 	v.accepting = true
-	if err := v.startWriting(ctx); err != nil {
+	if err := v.startWriting(ctx, nil); err != nil {
 		return found, fmt.Errorf("open volume %s: %w", name, err)
 	}
 	v.refs = 1

@@ -26,15 +26,30 @@ func (s *Set) Resize(ctx context.Context, name string, size int64, allowShrink b
 		return err
 	}
 	open := s.opened(name) != nil
-	switch {
-	case size == rec.Size:
+	fits := func(now int64) error {
+		switch {
+		case size < now && !allowShrink:
+			return fmt.Errorf("%w: %s from %d to %d bytes", ErrShrink, name, now, size)
+		case size < now && open:
+			return fmt.Errorf("shrink volume %s: %w", name, ErrInUse)
+		}
 		return nil
-	case size < rec.Size && !allowShrink:
-		return fmt.Errorf("%w: %s from %d to %d bytes", ErrShrink, name, rec.Size, size)
-	case size < rec.Size && open:
-		return fmt.Errorf("shrink volume %s: %w", name, ErrInUse)
 	}
-	v, err := s.openLocked(ctx, name, true)
+	if size == rec.Size {
+		return nil
+	}
+	if err := fits(rec.Size); err != nil {
+		return err
+	}
+	// Somebody else may make it larger before the lease is ours.
+	var refused error
+	v, err := s.openLocked(ctx, name, true, func(rec pool.Volume) error {
+		refused = fits(rec.Size)
+		return refused
+	})
+	if refused != nil {
+		return refused
+	}
 	if errors.Is(err, pool.ErrHeld) {
 		return fmt.Errorf("resize volume %s: %w: %w", name, ErrInUse, err)
 	}
@@ -42,12 +57,8 @@ func (s *Set) Resize(ctx context.Context, name string, size int64, allowShrink b
 		return err
 	}
 	defer func() { err = errors.Join(err, v.closeLocked(ctx)) }()
-	// Somebody else may have made it larger before the lease was ours.
-	switch now := v.Size(); {
-	case size < now && !allowShrink:
-		return fmt.Errorf("%w: %s from %d to %d bytes", ErrShrink, name, now, size)
-	case size < now && open:
-		return fmt.Errorf("shrink volume %s: %w", name, ErrInUse)
+	if err := fits(v.Size()); err != nil { // nobody asked, as a crash had left something
+		return err
 	}
 	return s.withChannel(ctx, func(ch kvstore.Channel) error {
 		if size < v.Size() {

@@ -78,6 +78,12 @@ func TestResizeAgainstGrowth(t *testing.T) {
 				t.Fatal("nobody made it larger meanwhile")
 			}
 			if stale != nil {
+				if stale.Writable() {
+					t.Error("what was open for reading can be written to")
+				}
+				if _, held, err := r.pool.Holder(ctx, "v"); held || err != nil {
+					t.Error("the lease is held:", held, err)
+				}
 				must(t, stale.Close(ctx))
 			}
 			v, err := r.set.Open(ctx, "v", false)
