@@ -34,6 +34,7 @@ type trace struct {
 
 	mu   sync.Mutex // guards what follows; taken when a connection comes or goes
 	file *os.File   // nil until the first connection
+	path string     // of file
 	used []bool     // by slot
 }
 
@@ -66,20 +67,26 @@ func (t *trace) add(server string, port int) int {
 	return slot
 }
 
-// make makes the file. t.mu is held.
+// make makes the file. It is locked before it gets its name: who comes at the same
+// time would take it for a dead process's, and remove it. t.mu is held.
 func (t *trace) make() error {
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(t.dir, "*"+traceExt)
+	f, err := os.CreateTemp(t.dir, "*.new")
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	path := strings.TrimSuffix(f.Name(), ".new") + traceExt
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
 		f.Close()
 		return err
 	}
-	t.file = f
+	t.file, t.path = f, path
 	return nil
 }
 
@@ -114,7 +121,7 @@ func (t *trace) close() {
 		left = left || u
 	}
 	if !left {
-		_ = os.Remove(t.file.Name())
+		_ = os.Remove(t.path)
 	}
 	_ = t.file.Close()
 	t.file = nil

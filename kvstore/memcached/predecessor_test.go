@@ -61,6 +61,36 @@ func TestTrace(t *testing.T) {
 	}
 }
 
+// TestTraceIsLocked: who finds the list of a process that is just starting does not take
+// it for a dead one's, which he would remove.
+func TestTraceIsLocked(t *testing.T) {
+	for range 300 {
+		dir := t.TempDir()
+		looking, found := make(chan struct{}), make(chan bool)
+		go func() {
+			close(looking)
+			for {
+				if files, _ := filepath.Glob(filepath.Join(dir, "*"+traceExt)); len(files) > 0 {
+					_, dead := readTrace(files[0])
+					found <- dead
+					return
+				}
+			}
+		}()
+		<-looking
+		tr := trace{dir: dir}
+		if slot := tr.add("/run/memcached.sock", 0); slot != 0 {
+			t.Fatalf("who looks at the list kept it from being made: slot %d", slot)
+		}
+		dead := <-found
+		tr.remove(0)
+		tr.close()
+		if dead {
+			t.Fatal("the list of a living process passes for one of a dead one")
+		}
+	}
+}
+
 // TestSuccessorWaits: while a server still has a connection of a dead process no
 // change is sent to it, and reads are; when it has dropped it changes go on, and the
 // list is gone.
