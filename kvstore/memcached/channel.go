@@ -388,7 +388,7 @@ func (ch *channel) abandon(err error) {
 			haunted = haunted || r.writes() && r.repeated // sent on the connection before
 		}
 		if haunted && c.haunt != nil {
-			c.server.holds.Until(ch.store.helpers, c.haunt)
+			c.server.holds.Until(c.server.helpers, c.haunt)
 		}
 		c.failAll(err)
 	}

@@ -455,7 +455,7 @@ func (c *conn) drop(why error) {
 	c.server.outage.Trouble(c.troubled, why)
 	c.retryAt = now.Add(wire.Backoff(c.failures, c.ch.store.jitter))
 	c.failures++
-	c.server.where.LookupAgain(c.server.store.helpers, c.failures)
+	c.server.where.LookupAgain(c.server.helpers, c.failures)
 }
 
 // disconnect closes the socket and forgets what was received. haunted: the

@@ -120,6 +120,7 @@ type server struct {
 	addr    string
 	where   wire.Address
 	client  *memcache.Client
+	helpers *wire.Helpers // the store's
 	ballast ballast
 
 	// sentinelKey and sentinelValue are set by Join, before any channel.
@@ -156,7 +157,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, addrs: cfg.Servers, trace: trace{dir: cfg.TraceDir}, helpers: wire.NewHelpers(cfg.Log)}
 	for i, addr := range cfg.Servers {
-		srv := &server{store: s, number: i, addr: addr}
+		srv := &server{store: s, number: i, addr: addr, helpers: s.helpers.For("memcached " + addr)}
 		srv.outage.Name, srv.outage.Log = "memcached "+addr, cfg.Log
 		srv.silence.Count = &s.silent
 		if err := srv.where.Lookup(ctx, addr); err != nil {

@@ -137,7 +137,7 @@ func (s *server) forget(slot int, e *wire.Drain) {
 	if slot < 0 {
 		return
 	}
-	s.store.helpers.Go(func(ctx context.Context) {
+	s.helpers.Go(func(ctx context.Context) {
 		<-e.Over()
 		if ctx.Err() == nil { // else it is over because we are
 			s.store.trace.remove(slot)
@@ -187,7 +187,7 @@ func (s *Store) awaitPredecessors() {
 	}
 	for srv, l := range left {
 		e := srv.awaitLegacy(l)
-		srv.holds.Until(s.helpers, e)
+		srv.holds.Until(srv.helpers, e)
 		over = append(over, e)
 	}
 	s.helpers.Go(func(ctx context.Context) {
@@ -250,7 +250,7 @@ func (s *server) awaitLegacy(l *legacy) *wire.Drain {
 	if s.where.Network != "unix" {
 		return s.exorcise(l.ports)
 	}
-	return wire.NewDrain(s.store.helpers, func(ctx context.Context) {
+	return wire.NewDrain(s.helpers, func(ctx context.Context) {
 		var first map[string]bool // connections that there were when it first answered
 		var heard time.Time
 		for pause := wire.DrainPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {

@@ -44,7 +44,7 @@ func (c *conn) tick(now time.Time) {
 		c.drop(fmt.Errorf("no answer within %v", c.ch.store.cfg.TryTimeout))
 		return
 	}
-	if c.elsewhere.Answers(now, c.server.store.helpers, c.server.lives) {
+	if c.elsewhere.Answers(now, c.server.helpers, c.server.lives) {
 		c.drop(errSilent)
 	}
 }
@@ -61,7 +61,7 @@ func (s *server) lives(ctx context.Context) bool {
 // when it has read, and done, all that we sent.
 func (s *server) drain(fd int) *wire.Drain {
 	_ = unix.Shutdown(fd, unix.SHUT_WR) // fails if the other end is gone, which the first read finds
-	return wire.NewDrain(s.store.helpers, func(ctx context.Context) {
+	return wire.NewDrain(s.helpers, func(ctx context.Context) {
 		defer unix.Close(fd)
 		var heard time.Time // when the server first answered elsewhere
 		asked := time.Now()
@@ -94,7 +94,7 @@ func (s *server) exorcise(ports map[int]bool) *wire.Drain {
 		var said *serverError // it answers and cannot tell
 		return err != nil || listed != 0, err == nil || errors.As(err, &said)
 	}
-	return wire.StartDrain(s.store.helpers, asked, func() {
+	return wire.StartDrain(s.helpers, asked, func() {
 		why := fmt.Sprintf("it still lists one, from local port %d,", listed)
 		if err != nil {
 			why = fmt.Sprintf("it cannot say (%v)", err)

@@ -277,9 +277,9 @@ func (s *server) greet() (*greeting, error) {
 		return nil, err
 	}
 	g := &greeting{bell: bell, fd: -1}
-	ctx, cancel := context.WithTimeout(s.store.helpers.Life(), s.store.cfg.TryTimeout)
+	ctx, cancel := context.WithTimeout(s.helpers.Life(), s.store.cfg.TryTimeout)
 	g.cancel = cancel
-	s.store.helpers.Go(func(context.Context) {
+	s.helpers.Go(func(context.Context) {
 		defer cancel()
 		fd, w, err := s.dialSealed(ctx)
 		g.mu.Lock()

@@ -11,6 +11,12 @@ import (
 
 // Helpers are goroutines beside the data path that end with a store.
 type Helpers struct {
+	*group
+	what string // they do, for the log of a panic
+}
+
+// group is all helpers of a store.
+type group struct {
 	life context.Context
 	end  context.CancelFunc
 	log  func(format string, args ...any)
@@ -20,10 +26,13 @@ type Helpers struct {
 
 // NewHelpers returns an empty group; log receives what goes wrong in them.
 func NewHelpers(log func(format string, args ...any)) *Helpers {
-	h := &Helpers{log: log}
-	h.life, h.end = context.WithCancel(context.Background())
-	return h
+	g := &group{log: log}
+	g.life, g.end = context.WithCancel(context.Background())
+	return &Helpers{g, "looking after servers"}
 }
+
+// For returns the same helpers; what goes wrong is logged with the name of a server.
+func (h *Helpers) For(server string) *Helpers { return &Helpers{h.group, "looking after " + server} }
 
 // Life ends with Close.
 func (h *Helpers) Life() context.Context { return h.life }
@@ -35,7 +44,7 @@ func (h *Helpers) Go(f func(context.Context)) {
 	go func() {
 		defer h.wg.Done()
 		err := kvstore.Contain(func() error { f(h.life); return nil })
-		kvstore.LogPanic(h.log, "looking after servers", err)
+		kvstore.LogPanic(h.log, h.what, err)
 	}()
 }
 

@@ -3,8 +3,11 @@ package wire
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,6 +64,27 @@ func TestBackoff(t *testing.T) {
 		if d := Backoff(n, Jitter); d < 0 || d > time.Second {
 			t.Errorf("after %d failures: %v", n, d)
 		}
+	}
+}
+
+// TestHelpers: a panic is contained, and logged with the server's name; all end together.
+func TestHelpers(t *testing.T) {
+	var mu sync.Mutex
+	var log []string
+	h := NewHelpers(func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		log = append(log, fmt.Sprintf(format, args...))
+	})
+	h.For("memcached 192.0.2.1:11211").Go(func(context.Context) { panic("planted") })
+	ended := false
+	h.For("memcached 192.0.2.2:11211").Go(func(ctx context.Context) { <-ctx.Done(); ended = true })
+	h.Close()
+	if len(log) != 1 || !strings.Contains(log[0], "192.0.2.1:11211") {
+		t.Errorf("logged of a panic: %q", log)
+	}
+	if !ended {
+		t.Error("a server's helpers did not end with the others")
 	}
 }
 
