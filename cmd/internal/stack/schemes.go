@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached"
@@ -71,6 +72,9 @@ func parse(raw string) (parsed, error) {
 	known := "; stores are " + strings.Join(Schemes(), ", ")
 	if raw == "" {
 		return parsed{}, inputf("no store is named: --store or KVBFS_STORE must be a URL%s", known)
+	}
+	if strings.ContainsFunc(raw, unicode.IsControl) { // a path must not end early, nor a line of status
+		return parsed{}, inputf("the store URL holds control characters")
 	}
 	name, _, ok := strings.Cut(raw, ":")
 	if !ok {

@@ -42,7 +42,7 @@ func TestCanonical(t *testing.T) {
 
 func TestCanonicalRefuses(t *testing.T) {
 	for _, in := range []string{"nonsense", "nfs://h", "redis://u:s3cret@h", "http://h", "bolt://x.db", "bolt:///x/", "redis+cluster://h/1", "file://relative/dir", "file:relative", "file:",
-		"file:///a?mode=1", "memcached:", "memcached://", "memcached://h:99999", "memcached://h:0", "memcached://,", "memcached://h,h",
+		"file:///a?mode=1", "file:///a\x00", "bolt:///a\nb", "memcached:", "memcached://", "memcached://h:99999", "memcached://h:0", "memcached://,", "memcached://h,h",
 		"memcached://h/a/b", "memcached+unix://run/x", "memcached+unix:", "mem:x", "null:x", "mem://host", "://", ":"} {
 		got, err := Canonical(in)
 		if !errors.Is(err, ErrInput) {
