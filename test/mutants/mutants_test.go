@@ -13,7 +13,7 @@ var top = filepath.Join("..", "..")
 var few = map[string]bool{"zeros for a lost block": true, "the buffer is kept after return": true}
 
 // planted are all of them.
-func planted() []Mutant { return slices.Concat(All, WriteBack, Leases, Mending) }
+func planted() []Mutant { return slices.Concat(All, WriteBack, Leases, Failovers, Mending) }
 
 // TestMutants plants a few bugs, or with KVBFS_MUTANTS=all all of them; any other
 // value picks the one of that name.

@@ -50,6 +50,21 @@ var Leases = []Mutant{
 	},
 }
 
+// Failovers are the planted bugs of a Redis that is replaced by one that missed its
+// last writes.
+var Failovers = []Mutant{
+	{
+		Name: "a replica that took over is taken for a new server", File: "kvstore/redis/history.go",
+		Old: "	case !met && !known && !continues && (n.store.cfg.Mode != Sentinel || len(h.of) == 0):\n", New: "	case !met && !known && (!continues || n.store.cfg.Mode == Sentinel):\n",
+		Package: "test/e2e", Test: "TestSentinel",
+	},
+	{
+		Name: "what a replica that took over lacks is found and not told", File: "kvstore/redis/history.go",
+		Old: "	if lost == 0 {\n", New: "	if lost >= 0 {\n",
+		Package: "test/e2e", Test: "TestSentinel",
+	},
+}
+
 // Mending are the planted bugs of scrub and repair.
 var Mending = []Mutant{
 	{
