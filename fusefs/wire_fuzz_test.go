@@ -3,6 +3,8 @@ package fusefs
 import (
 	"bytes"
 	"encoding/binary"
+	"io"
+	"log"
 	"math"
 	"os"
 	"path/filepath"
@@ -21,6 +23,8 @@ func FuzzRequests(f *testing.F) {
 	for _, s := range wireScripts() {
 		f.Add(s)
 	}
+	log.SetOutput(io.Discard) // go-fuse tells each request that is cut
+	f.Cleanup(func() { log.SetOutput(os.Stderr) })
 	r := newWireRig(f) // one for all: to make it takes longer than to use it
 	broken := false
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -103,7 +107,35 @@ type wireScript struct {
 	b      []byte
 	m      *wireModel
 	unique uint64
+	room   []byte // for payloads, as much as all steps may have
 }
+
+// payload returns memory for n bytes of c, which change every 128 bytes.
+func (s *wireScript) payload(n uint64, c byte) []byte {
+	p := s.room[:n]
+	s.room = s.room[n:]
+	if c == 0 {
+		clear(p)
+		return p
+	}
+	for left := p; len(left) > 0; c++ {
+		left = left[copy(left, wireRuns[c][:]):]
+	}
+	return p
+}
+
+// wireRuns are runs of one byte each.
+var wireRuns = func() (runs [256][128]byte) {
+	for c := range runs {
+		for i := range runs[c] {
+			runs[c][i] = byte(c)
+		}
+	}
+	return runs
+}()
+
+// maxWireData is the most that length returns.
+const maxWireData = 0xff*512 + 7*37
 
 func (s *wireScript) byte() byte {
 	if len(s.b) == 0 {
@@ -243,12 +275,8 @@ func (s *wireScript) data(q *wireRequest, kind byte) (op uint32) {
 		return opRead
 	case kWrite:
 		off := s.off()
-		q.payload = make([]byte, s.length())
-		if c := s.byte(); c != 0 {
-			for i := range q.payload {
-				q.payload[i] = c + byte(i>>7)
-			}
-		}
+		n := s.length()
+		q.payload = s.payload(n, s.byte())
 		q.args = put32(put64(nil, fh, off), uint32(len(q.payload)), 0)
 		q.args = put32(put64(q.args, 0), 0, 0)
 		return opWrite
@@ -325,7 +353,7 @@ func (s *wireScript) spoil(q *wireRequest, flags byte) {
 }
 
 func runWireScript(r *wireRig, b []byte) {
-	s := &wireScript{b: b, m: newWireModel(r)}
+	s := &wireScript{b: b, m: newWireModel(r), room: r.room}
 	way := wireWay(s.byte()) % wireWays
 	var batch []*wireRequest
 	send := func() {

@@ -37,7 +37,8 @@ type wireHandle struct {
 }
 
 func newWireModel(r *wireRig) *wireModel {
-	disk := make([]byte, wireDiskSize)
+	disk := r.modelDisk
+	clear(disk)
 	return &wireModel{
 		uid: r.s.tree.uid, gid: r.s.tree.gid, disks: map[string]*[]byte{wireDisk: &disk}, byID: map[uint64]*wireNode{},
 		byName: map[string]*wireNode{}, handles: map[uint64]*wireHandle{}, dirs: map[uint64]bool{},
@@ -58,17 +59,26 @@ func (q *wireRequest) asGot(way wireWay) (args, payload []byte, ok bool) {
 		// The kernel's word on the payload counts, within the buffer, and then the header's
 		// on the rest.
 		n := min(int(q.said), wirePayload)
-		payload = append(append([]byte(nil), q.payload...), make([]byte, max(0, n-len(q.payload)))...)[:n]
+		if n > len(payload) {
+			payload = append(bytes.Clone(payload), make([]byte, n-len(payload))...)
+		}
+		payload = payload[:n]
 		left := int64(binary.NativeEndian.Uint32(q.header[:])) - inHeader - int64(n)
 		if left < 0 || left > 128 {
 			left = 0
 		}
-		args = append(append([]byte(nil), q.args...), make([]byte, 128)...)[:left]
+		if int(left) > len(args) {
+			args = append(bytes.Clone(args), make([]byte, int(left)-len(args))...)
+		}
+		args = args[:left]
 		if op := q.opcode(); op == opRead || op == opWrite {
 			return args, payload, len(args) >= 24
 		}
 	}
-	flat := append(append([]byte(nil), args...), payload...)
+	if want, known := argsOf[q.opcode()]; known && len(args) == want {
+		return args, payload, true
+	}
+	flat := append(bytes.Clone(args), payload...)
 	if op := q.opcode(); way == wayDev && (op == opRead || op == opWrite) {
 		n := min(len(flat), 40)
 		return flat[:n], flat[n:], n >= 24

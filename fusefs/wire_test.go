@@ -57,10 +57,10 @@ func (q *wireRequest) opcode() uint32 { return binary.NativeEndian.Uint32(q.head
 func (q *wireRequest) unique() uint64 { return binary.NativeEndian.Uint64(q.header[8:]) }
 func (q *wireRequest) node() uint64   { return binary.NativeEndian.Uint64(q.header[16:]) }
 
-// flat is the request as one piece, as it is read from /dev/fuse.
-func (q *wireRequest) flat() []byte {
-	b := append([]byte(nil), q.header[:]...)
-	return append(append(b, q.args...), q.payload...)
+// flat is the request as one piece, as it is read from /dev/fuse; the memory of into
+// is used again.
+func (q *wireRequest) flat(into []byte) []byte {
+	return append(append(append(into[:0], q.header[:]...), q.args...), q.payload...)
 }
 
 // wireWay is how a request comes in.
@@ -93,6 +93,10 @@ type wireRig struct {
 	dev    *devfuse.Offline
 	out    []byte
 	panics atomic.Pointer[string]
+
+	// Memory that scripts have in turn: for payloads, for one request in one piece, for the
+	// model's disk, for what a volume holds.
+	room, piece, modelDisk, held []byte
 }
 
 const (
@@ -103,7 +107,7 @@ const (
 
 func newWireRig(t testing.TB) *wireRig {
 	ctx := context.Background()
-	r := &wireRig{t: t, out: make([]byte, replySize)}
+	r := &wireRig{t: t, out: make([]byte, replySize), room: make([]byte, maxSteps*maxWireData), modelDisk: make([]byte, wireDiskSize)}
 	check := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -170,7 +174,8 @@ func (r *wireRig) log(format string, args ...any) {
 // overCold sends a request by go-fuse's decoder alone.
 func (r *wireRig) overCold(q *wireRequest) (wireAnswer, error) {
 	clear(r.out[:16])
-	n, st := r.s.cold.ps.HandleRequest([][]byte{q.flat()}, [][]byte{r.out})
+	r.piece = q.flat(r.piece)
+	n, st := r.s.cold.ps.HandleRequest([][]byte{r.piece}, [][]byte{r.out})
 	switch {
 	case !st.Ok():
 		return wireAnswer{errno: int(st)}, nil
@@ -215,7 +220,8 @@ func (r *wireRig) overDev(batch []*wireRequest) ([]wireAnswer, error) {
 	entries := make([]*devfuse.Entry, len(batch))
 	for i, q := range batch {
 		var err error
-		if entries[i], err = r.dev.Request(q.flat()); err != nil {
+		r.piece = q.flat(r.piece)
+		if entries[i], err = r.dev.Request(r.piece); err != nil {
 			return nil, err
 		}
 	}
@@ -255,11 +261,13 @@ func (r *wireRig) send(way wireWay, batch []*wireRequest) ([]wireAnswer, error) 
 	return []wireAnswer{a}, err
 }
 
-// content reads the whole of a volume past the file system.
+// content reads the whole of a volume past the file system. It is valid until the next
+// call.
 func (r *wireRig) content(v *volume.Volume) []byte {
-	b := make([]byte, v.Size())
-	r.do(volume.Request{Kind: volume.Read, Vol: v, Data: b})
-	return b
+	n := int(v.Size())
+	r.held = slices.Grow(r.held[:0], n)[:n]
+	r.do(volume.Request{Kind: volume.Read, Vol: v, Data: r.held})
+	return r.held
 }
 
 func (r *wireRig) do(q volume.Request) {

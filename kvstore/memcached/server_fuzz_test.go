@@ -1,6 +1,7 @@
 package memcached
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -15,7 +16,7 @@ import (
 
 // FuzzServer is a server that answers a batch with whatever the fuzzer says, cut into
 // pieces as it says, and then ends the connection. No answer may bring the client
-// down, make it take a block that is not one, or keep it longer than its deadline.
+// down, make it take a block that is not one, or keep it once its time is over.
 func FuzzServer(f *testing.F) {
 	good := block(1)
 	value := append([]byte("VALUE "+keyText(key(1))+" "), []byte("2147483648 4096\r\n")...)
@@ -25,11 +26,17 @@ func FuzzServer(f *testing.F) {
 	f.Add(append(value, good...), byte(1))
 	f.Add([]byte("STORED\r\nDELETED\r\nVALUE x 1 1048576\r\n"), byte(9))
 	f.Add([]byte("SERVER_ERROR out of memory storing object\r\nERROR\r\n"), byte(0))
+	// Shared by all executions: to make them takes longer than to use them.
+	in, scratch, vectors := make([]byte, bufferSize), make([]byte, 0, scratchSize), make([]unix.Iovec, 0, maxVectors)
+	w, d, r, v := write(2, kvstore.Any, block(2)), discard(3), read(1), read(1)
+	v.Versioned = true
 	f.Fuzz(func(t *testing.T, answer []byte, piece byte) {
-		if len(answer) > 64<<10 {
+		if len(answer) > 4*kvstore.BlockSize {
 			return
 		}
-		network := &script{answer: answer, piece: 1 + int(piece)}
+		// From one byte at a time to all at once.
+		network := &script{answer: answer, piece: 1 + int(piece)*int(piece)/4}
+		network.clock.Context = t.Context()
 		s, err := Open(t.Context(), Config{Servers: []string{"127.0.0.1:1"}, Network: network})
 		want(t, err, nil)
 		defer s.Close()
@@ -37,26 +44,34 @@ func FuzzServer(f *testing.F) {
 		ch, err := s.Channel(t.Context())
 		want(t, err, nil)
 		defer ch.Close()
-		w, d, r, v := write(2, kvstore.Any, block(2)), discard(3), read(1), read(1)
-		v.Versioned = true
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		defer cancel()
-		ch.Do(ctx, []*kvstore.Op{w, d, r, v})
+		c := ch.(*channel).conns[0]
+		c.in, c.scratch, c.vectors = in, scratch, vectors
+		clear(r.Data)
+		clear(v.Data)
+		ch.Do(&network.clock, []*kvstore.Op{w, d, r, v})
+		if network.late > 1 {
+			t.Fatalf("the network was waited for %d times after the time was over", network.late-1)
+		}
 		for _, op := range []*kvstore.Op{r, v} {
-			if op.Err == nil && !contains(answer, op.Data) {
+			if op.Err == nil && !bytes.Contains(answer, op.Data) {
 				t.Fatal("a block was taken that the server did not send")
 			}
 		}
 	})
 }
 
-func contains(answer, data []byte) bool {
-	for i := 0; i+len(data) <= len(answer); i++ {
-		if string(answer[i:i+len(data)]) == string(data) {
-			return true
-		}
+// clock is a context whose time is over when the script says so: executions that wait
+// for real time would be few.
+type clock struct {
+	context.Context
+	over bool
+}
+
+func (c *clock) Err() error {
+	if c.over {
+		return context.DeadlineExceeded
 	}
-	return false
+	return nil
 }
 
 // script is a network whose first connection answers as it is told; later ones are
@@ -65,6 +80,9 @@ type script struct {
 	answer []byte
 	piece  int
 	linked bool
+	clock  clock
+	idle   int // waits without a connection
+	late   int // waits since the time was over, and the one that ended it
 }
 
 func (s *script) Dial(context.Context, string) (net.Conn, error) { return nil, unix.ECONNREFUSED }
@@ -77,9 +95,17 @@ func (s *script) Link(string) (Link, error) {
 	return &scriptLink{s}, nil
 }
 
-func (s *script) Wait(d time.Duration, links []Link) {
+// patience is how often the client may wait without a connection: it dials again at
+// once, and later after pauses that nobody waits for here.
+const patience = 4
+
+func (s *script) Wait(_ time.Duration, links []Link) {
 	if len(links) == 0 {
-		time.Sleep(min(d, time.Millisecond))
+		s.idle++
+	}
+	if s.idle >= patience {
+		s.clock.over = true
+		s.late++
 	}
 }
 

@@ -15,17 +15,17 @@ func FuzzPage(f *testing.F) {
 	f.Add(page, uint32(8), uint8(1), uint64(3))
 	f.Add(page[:100], uint32(7), uint8(1), uint64(3))
 	f.Add([]byte{}, uint32(0), uint8(0), uint64(0))
+	words, again := make([]uint64, wordsPerPage), make([]byte, kvstore.BlockSize) // shared by all executions
 	f.Fuzz(func(t *testing.T, b []byte, layer uint32, level uint8, n uint64) {
 		id := pageID{level % maxLevels, n % (kvstore.MaxNumber + 1)}
 		ver, err := parsePage(b, kvstore.LayerID(layer), id)
 		if err != nil {
 			return
 		}
-		words := make([]uint64, wordsPerPage)
 		for i := range words {
 			words[i] = pageWord(b, i)
 		}
-		again := make([]byte, kvstore.BlockSize)
+		clear(again)
 		if putPage(again, kvstore.LayerID(layer), id, ver, words); !bytes.Equal(again, b) {
 			t.Fatalf("a page of layer %d, %v is written back differently", layer, id)
 		}

@@ -195,8 +195,9 @@ func (r *rig) reap(v *Volume) {
 }
 
 // pattern returns n bytes that are never all zero.
-func pattern(n int, seed byte) []byte {
-	b := make([]byte, n)
+func pattern(n int, seed byte) []byte { return fillPattern(make([]byte, n), seed) }
+
+func fillPattern(b []byte, seed byte) []byte {
 	for i := range b {
 		b[i] = byte(i)*7 + byte(i>>8) + seed | 1
 	}

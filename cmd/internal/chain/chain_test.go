@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -394,9 +395,30 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
+// FuzzIdentify: whatever two pieces a volume begins with, somewhere, it is told by one
+// of our words, and it is called empty if and only if it is.
 func FuzzIdentify(f *testing.F) {
-	f.Add([]byte("XFSB"))
-	f.Fuzz(func(t *testing.T, head []byte) { identify(head) })
+	words := map[string]bool{empty: true, unknown: true, half: true, "ext2": true, "ext3": true, "ext4": true, "a partition table": true}
+	for _, s := range signatures {
+		words[s.name] = true
+		f.Add([]byte(s.magic), uint32(s.off), []byte("\x01"), uint32(xfsInProgress), uint32(0))
+	}
+	f.Add([]byte("\x53\xef"), uint32(1024+56), []byte("\x04\x00\x00\x00\x40"), uint32(1024+92), uint32(0))
+	f.Add([]byte("\x55\xaa"), uint32(510), []byte{}, uint32(0), uint32(66000))
+	var head [0x10040 + 64]byte // zeros between executions; all signatures fit
+	f.Fuzz(func(t *testing.T, a []byte, at uint32, b []byte, bt, cut uint32) {
+		a, b = a[:min(len(a), 2048)], b[:min(len(b), 2048)]
+		inA, inB := head[at%uint32(len(head)):], head[bt%uint32(len(head)):]
+		copy(inA, a)
+		copy(inB, b)
+		seen := head[:uint32(len(head))-cut%uint32(len(head)+1)]
+		got := identify(seen)
+		if zeros := bytes.Count(seen, []byte{0}) == len(seen); !words[got] || (got == empty) != zeros {
+			t.Errorf("%q: all zeros %v", got, zeros)
+		}
+		clear(inA[:min(len(inA), len(a))])
+		clear(inB[:min(len(inB), len(b))])
+	})
 }
 
 func TestMakeDirs(t *testing.T) {

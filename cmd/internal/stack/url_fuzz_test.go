@@ -14,6 +14,9 @@ func FuzzCanonical(f *testing.F) {
 		f.Add(url)
 	}
 	f.Fuzz(func(t *testing.T, url string) {
+		if len(url) > 1<<10 { // nothing but its length is different
+			return
+		}
 		text, err := Canonical(url)
 		if err != nil {
 			if !errors.Is(err, ErrInput) {
