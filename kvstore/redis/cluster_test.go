@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -116,4 +117,67 @@ func TestFlushAsksWhoServes(t *testing.T) {
 			want(t, ch.Flush(ctx, testLayer), kvstore.ErrAborted)
 		})
 	}
+}
+
+// standIn adds a node to a cluster whose data connections go to addr, and gives it all
+// slots; nobody else knows of it.
+func standIn(t *testing.T, s *Store, addr string) {
+	t.Helper()
+	n, err := s.nodeAt(bg(t), "127.0.0.1:1") // nobody listens there
+	want(t, err, nil)
+	at := unix.Sockaddr(&unix.SockaddrUnix{Name: addr})
+	n.where.At.Store(&at)
+	for i := range s.slots {
+		s.slots[i].Store(n)
+	}
+}
+
+// TestRefusedGoesElsewhere: a node that answers and cannot serve, as it is cut off from
+// its cluster, does not keep what another one has by now.
+func TestRefusedGoesElsewhere(t *testing.T) {
+	server := redistest.Cluster(t, 1, 0).Servers[0]
+	s := openUnproven(t, Config{Mode: Cluster}, server.Addr())
+	s.cfg.WaitReplicas = 1
+	s.looking.Store(math.MaxInt64 / 2) // the map is as the test says
+	serves := (*s.nodes.Load())[0]
+	addr := wiretest.Between(t, func(_ int, c net.Conn) {
+		in := bufio.NewReader(c)
+		if !greetWell(in, c) {
+			return
+		}
+		for {
+			line, err := in.ReadString('\n')
+			answer := ""
+			switch {
+			case err != nil:
+				return
+			case line == "GET\r\n":
+				answer = "-CLUSTERDOWN The cluster is down\r\n"
+			case line == "replication\r\n": // a flush: its mark, no replica, the history
+				answer = ":1\r\n:0\r\n$13\r\nrole:master\r\n\r\n"
+			default:
+				continue
+			}
+			for i := range s.slots {
+				s.slots[i].Store(serves)
+			}
+			_, _ = io.WriteString(c, answer)
+		}
+	})
+	ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+	defer cancel()
+	t.Run("an operation", func(t *testing.T) {
+		server.Do("SET", blockKey(key(1)), stored(key(1), 7, block(1)))
+		standIn(t, s, addr)
+		r := read(1)
+		channelOf(t, s).Do(ctx, []*kvstore.Op{r})
+		want(t, r.Err, nil)
+	})
+	t.Run("a flush", func(t *testing.T) {
+		s.servers[0].written.Store(true)
+		standIn(t, s, addr)
+		ch := channelOf(t, s).(*channel)
+		// It ends when the node is found not to serve: who does has no replica.
+		want(t, ch.Flush(ends{ctx, func() bool { return ch.unserved }}, testLayer), kvstore.ErrAborted)
+	})
 }

@@ -245,7 +245,8 @@ func (c *conn) send() error {
 	}
 }
 
-// resting says that the server asked for patience, and looks whether that is over.
+// resting says that the server asked for patience, and looks whether that is over. By
+// then another node may have what this one refuses.
 func (c *conn) resting() bool {
 	if c.restUntil.IsZero() {
 		return false
@@ -254,6 +255,10 @@ func (c *conn) resting() bool {
 		return true
 	}
 	c.restUntil = time.Time{}
+	if c.node.store.moves() && c.reroute() {
+		c.restSince = time.Time{} // nobody waits for this node
+		return true
+	}
 	return false
 }
 

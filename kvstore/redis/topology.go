@@ -105,8 +105,8 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	return to, false
 }
 
-// reroute moves what is queued and belongs elsewhere by now. It returns true if
-// nothing is left. The connection is closed.
+// reroute moves what is queued and belongs elsewhere by now; what is in flight stays.
+// It returns true if nothing is left in the queue.
 func (c *conn) reroute() bool {
 	for range c.queue.Len() {
 		r := c.queue.Pop()
