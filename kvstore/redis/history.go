@@ -248,8 +248,8 @@ const (
 
 // entry is one remembered write or discard.
 type entry struct {
-	tag    uint64
-	at     int64 // when it was sent, nanoseconds
+	tag    uint64 // 0: a discard
+	at     int64  // when it was sent, nanoseconds
 	key    [kvstore.KeySize]byte
 	server uint16
 	state  entryState
@@ -316,7 +316,11 @@ func (l *ledger) send(r *request, at int64) {
 	if l.entries == nil {
 		l.entries = make([]entry, ledgerSize)
 	}
-	l.entries[l.next] = entry{tag: r.tag, at: at, key: r.key, server: uint16(r.node.server), state: entrySent, fence: r.op.Fence}
+	tag := r.tag
+	if r.op.Code == kvstore.Discard {
+		tag = 0 // as compare takes what is not there
+	}
+	l.entries[l.next] = entry{tag: tag, at: at, key: r.key, server: uint16(r.node.server), state: entrySent, fence: r.op.Fence}
 	l.next = (l.next + 1) % ledgerSize
 	r.entry = l.next
 	if l.next == 0 {

@@ -155,6 +155,26 @@ func TestOthersMayHaveWritten(t *testing.T) {
 	}
 }
 
+// TestUnansweredDiscard: a discard that got no answer may have been executed, or not.
+func TestUnansweredDiscard(t *testing.T) {
+	s := &Store{histories: histories{ledgers: map[*ledger]struct{}{}}}
+	n := &node{store: s}
+	s.nodes.Store(&[]*node{n})
+	l := s.openLedger()
+	w, d := &request{}, &request{}
+	w.begin(write(1, kvstore.Any, block(1)), 5)
+	d.begin(discard(1), 6)
+	w.node, d.node = n, n
+	l.send(w, 1)
+	l.done(w, entryDone)
+	l.send(d, 2)
+	for tag, good := range map[uint64]bool{0: true, 5: true, 7: false} {
+		if s.remembered(n)[w.key].has(tag) != good {
+			t.Errorf("a block with tag %d (0: none) is as it must be: %v", tag, !good)
+		}
+	}
+}
+
 // TestTLS: all of the data path over TLS, with a password and an ACL user.
 func TestTLS(t *testing.T) {
 	dir := t.TempDir()
