@@ -64,8 +64,8 @@ func (n *node) recognise(r replication) error {
 	case known && r.offset >= stable:
 		h.of[n] = r.id
 		return nil
-	case !met && !known && !continues && (n.store.cfg.Mode != Sentinel || len(h.of) == 0):
-		// A node that is new to us.
+	case !met && !known && !continues && !n.owes():
+		// A node that is new to us, and has nothing of ours.
 		h.of[n], h.stable[r.id] = r.id, 0
 		return nil
 	}
@@ -73,6 +73,23 @@ func (n *node) recognise(r replication) error {
 	n.store.rewinds.Add(1)
 	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r) })
 	return errChecking
+}
+
+// owes says whether a node that is new to us should have something that we remember.
+// histories.mu is held.
+func (n *node) owes() bool {
+	h := &n.store.histories
+	switch n.store.cfg.Mode {
+	case Sentinel:
+		return len(h.of) > 0
+	case Cluster:
+		for l := range h.ledgers {
+			if l.owed(n) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // errPast: the node went on with another past while its connections stayed open, as
@@ -109,6 +126,9 @@ func (n *node) continues(r replication, flush *request) error {
 // readBack compares what a node has with what channels remember, then lets the node
 // be used.
 func (n *node) readBack(ctx context.Context, r replication) {
+	if n.store.hearsay() {
+		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
+	}
 	h := &n.store.histories
 	lost, total, first, err := n.compare(ctx)
 	h.mu.Lock()
@@ -326,6 +346,21 @@ func (l *ledger) send(r *request, at int64) {
 	if l.next == 0 {
 		r.entry = ledgerSize
 	}
+}
+
+// owed says whether a node should have something that is remembered as acknowledged; as
+// long as the map is hearsay, anything counts.
+func (l *ledger) owed(n *node) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	whole := !n.store.hearsay()
+	for i := range l.entries {
+		e := &l.entries[i]
+		if e.state == entryDone && !e.fence.Closed() && (!whole || n.store.route(e.key[:], n.server) == n) {
+			return true
+		}
+	}
+	return false
 }
 
 // done notes how a request that was sent ended.

@@ -1,6 +1,8 @@
 package redis
 
 import (
+	"fmt"
+	"math"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -152,6 +154,46 @@ func TestOthersMayHaveWritten(t *testing.T) {
 	want(t, ch.Flush(bg(t), testLayer), nil)
 	if book.Count("it has all of the last 1 blocks") != 1 {
 		t.Errorf("log: %q", book.Lines())
+	}
+}
+
+// TestStrangerIsReadBack: who takes over in a cluster lives by a history that we never
+// heard of. What it should have is read back all the same, in all slots that it has now,
+// though a MOVED told of one.
+func TestStrangerIsReadBack(t *testing.T) {
+	for name, has := range map[string]bool{"it has all": true, "it has nothing": false} {
+		t.Run(name, func(t *testing.T) {
+			first, second := redistest.Cluster(t, 1, 0).Servers[0], redistest.Cluster(t, 1, 0).Servers[0]
+			var book wiretest.Logbook
+			s := openUnproven(t, Config{Mode: Cluster, Log: book.Log}, first.Addr())
+			ch := channelOf(t, s)
+			for n := range uint64(10) {
+				want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
+				if has {
+					second.Do("SET", blockKey(key(n)), first.Do("GET", blockKey(key(n))))
+				}
+			}
+			want(t, ch.Flush(bg(t), testLayer), nil)
+			first.Stop()
+			s.looking.Store(math.MaxInt64 / 2) // nobody looks who has the other slots
+			s.redirected((*s.nodes.Load())[0], fmt.Appendf(nil, "MOVED %d %s", keySlot(blockKey(key(1))), second.Addr()))
+			before := s.Rewinds()
+			lost, line := error(kvstore.ErrServerLost), "lacks the newest content of 10,"
+			if has {
+				lost, line = nil, "it has all of the last 10 blocks"
+				wantBlock(t, ch, 1, block(1))
+			} else {
+				want(t, do1(t, ch, read(1)), kvstore.ErrAbsent)
+			}
+			if s.Rewinds() == before {
+				t.Error("who keeps what he read was not told")
+			}
+			s.looking.Store(0)
+			want(t, ch.Flush(bg(t), testLayer), lost)
+			if book.Count(line) != 1 {
+				t.Errorf("log: %q", book.Lines())
+			}
+		})
 	}
 }
 

@@ -98,12 +98,17 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	if classify(line) == refuseAsk {
 		return to, true
 	}
+	s.told.Add(1)
 	if s.slots[slot].Swap(to); to != from && !from.serves() {
 		s.rewinds.Add(1)
 	}
 	s.lookAround()
 	return to, false
 }
+
+// hearsay says that a MOVED told of a slot, and that what else moved with it may not be
+// in the map yet.
+func (s *Store) hearsay() bool { return s.told.Load() != s.mapped.Load() }
 
 // reroute moves what is queued and belongs elsewhere by now; what is in flight stays.
 // It returns true if nothing is left in the queue.
@@ -245,6 +250,7 @@ func (s *Store) lookCluster(ctx context.Context) error {
 	var mu sync.Mutex // guards claims, last
 	var claims [slotCount]claim
 	last := error(kvstore.ErrUnreachable)
+	told := s.told.Load()
 	var wg sync.WaitGroup
 	for _, n := range *s.nodes.Load() {
 		wg.Go(func() {
@@ -284,6 +290,7 @@ func (s *Store) lookCluster(ctx context.Context) error {
 	if missing == slotCount {
 		return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0], Err: last}
 	}
+	s.mapped.Store(told)
 	for slot := range s.slots {
 		if s.slots[slot].Load() == nil {
 			return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0],
