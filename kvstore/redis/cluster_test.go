@@ -181,3 +181,31 @@ func TestRefusedGoesElsewhere(t *testing.T) {
 		want(t, ch.Flush(ends{ctx, func() bool { return ch.unserved }}, testLayer), kvstore.ErrAborted)
 	})
 }
+
+// TestHalfMovedSlot: while the keys of a slot are on another node already, the one that
+// still has the slot proves itself, and is flushed, by keys of its other slots.
+func TestHalfMovedSlot(t *testing.T) {
+	c := redistest.Cluster(t, 2, 1)
+	c.NoFailover()
+	proven := openStore(t, Config{Mode: Cluster, Servers: c.Addrs()[:1]})
+	waits := openUnproven(t, Config{Mode: Cluster, WaitReplicas: 1}, c.Servers[0].Addr())
+	for _, slot := range []int{0, copyEvery} {
+		c.HalfMove(c.Servers[0], c.Servers[1], slot)
+	}
+	for name, s := range map[string]*Store{"sentinel": proven, "mark of a flush": waits} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+			defer cancel()
+			ch := channelOf(t, s)
+			var ops []*kvstore.Op
+			for n := range uint64(32) {
+				ops = append(ops, write(n, kvstore.Any, block(n)))
+			}
+			ch.Do(ctx, ops)
+			for _, op := range ops {
+				want(t, op.Err, nil)
+			}
+			want(t, ch.Flush(ctx, testLayer), nil)
+		})
+	}
+}

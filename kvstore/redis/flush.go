@@ -89,6 +89,7 @@ func (n *node) appendFlush(b []byte, parts flushParts) []byte {
 func (r *request) acceptFlush(rep reply) (outcome, error, error) {
 	part, count := r.parts.list[r.part], r.parts.count
 	if rep.kind == replyError {
+		r.node.passOver(rep.line)
 		return outMore, nil, &serverError{string(rep.line)} // all of it again
 	}
 	cfg := &r.node.store.cfg

@@ -372,12 +372,22 @@ func (n *node) slotKey(name string) string {
 	if n.store.cfg.Mode != Cluster {
 		return name
 	}
-	for i := range copies {
+	from := int(n.copyFrom.Load())
+	for k := range copies {
+		i := (from + k) % copies
 		if n.store.slots[i*copyEvery].Load() == n {
 			return copyKey(name, i)
 		}
 	}
 	return ""
+}
+
+// passOver has slotKey look behind the slot that an ASK names: what is asked for there
+// is on its way to another node, which may take long or end half-way.
+func (n *node) passOver(line []byte) {
+	if slot, _, ok := redirection(line); ok && classify(line) == refuseAsk {
+		n.copyFrom.Store(int32(slot/copyEvery + 1))
+	}
 }
 
 // slotSentinel returns a copy of the sentinel that this node of a cluster has; nil:
