@@ -22,6 +22,10 @@ import (
 // went back. A replica that takes over names the history that it continues, and from
 // where.
 //
+// What else is sent on a connection looks at the era of its node only. A new one begins
+// when another node has taken over, as it may be back when the connection is used next, and
+// when the node has to show something. A connection of an older era is greeted anew.
+//
 // Where the history is another one, or shorter than a flush found it, the node has to
 // show what we remember: each channel keeps the tags of its last writes (ledger).
 // Until they were read back nobody uses the node. If one is missing or older, all
@@ -70,10 +74,24 @@ func (n *node) recognise(r replication) error {
 		return nil
 	}
 	h.checking[n] = true
+	// Nothing is sent on any open connection from now on but what the ledgers know of.
+	n.era.Add(1)
 	n.store.rewinds.Add(1)
 	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r) })
 	return errChecking
 }
+
+// ousted notes that another node has taken this one's place.
+func (n *node) ousted() {
+	n.era.Add(1)
+	n.store.rewinds.Add(1)
+}
+
+// errOutdated: the node may have become a replica and a master again, or is being read back.
+var errOutdated = errors.New("it may have another past than when this connection met it")
+
+// outdated says whether the connection must be greeted anew.
+func (c *conn) outdated() bool { return c.era != c.node.era.Load() }
 
 // owes says whether a node that is new to us should have something that we remember.
 // histories.mu is held.

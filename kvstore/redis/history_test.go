@@ -1,11 +1,18 @@
 package redis
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"math"
+	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
@@ -127,6 +134,103 @@ func TestThereAndBack(t *testing.T) {
 	if book.Count("lacks the newest content of 1,") != 1 {
 		t.Errorf("log: %q", book.Lines())
 	}
+}
+
+// TestThereAndBackInACluster: the same while somebody else sees who serves: the next
+// request already is preceded by a greeting.
+func TestThereAndBackInACluster(t *testing.T) {
+	c := redistest.Cluster(t, 1, 1)
+	c.NoFailover()
+	s := openUnproven(t, Config{Mode: Cluster}, c.Servers[0].Addr())
+	ch := channelOf(t, s).(*channel)
+	want(t, do1(t, ch, write(7, kvstore.Absent, block(7))), nil)
+	c.Servers[0].Replicated()
+	n := ch.conns[0].node
+	takeOver := func(a, b *redistest.Server) {
+		b.Do("CLUSTER", "FAILOVER", "TAKEOVER")
+		redistest.Eventually(t, "the other one is a replica", func() bool {
+			s.lookNow(bg(t))
+			return a.Info("replication", "role") == "slave" && a.Info("replication", "master_link_status") == "up" && n.serves() == (b == c.Servers[0])
+		})
+	}
+	takeOver(c.Servers[0], c.Servers[1])
+	c.Servers[0].Do("CONFIG", "SET", "replica-read-only", "no")
+	c.Servers[0].Do("FLUSHALL") // as if it had never got the block back
+	takeOver(c.Servers[1], c.Servers[0])
+	before := s.Rewinds()
+	if id := ch.conns[0].id; ch.conns[0].state != ready || !strings.Contains(c.Servers[0].Do("CLIENT", "LIST").(string), fmt.Sprintf("id=%d ", id)) {
+		t.Fatal("the connection did not stay open: no test")
+	}
+	want(t, do1(t, ch, read(7)), kvstore.ErrAbsent)
+	if s.Rewinds() == before {
+		t.Error("who keeps what he read was not told before the node was used")
+	}
+	want(t, ch.Flush(bg(t), testLayer), kvstore.ErrServerLost)
+}
+
+// TestReadBackIsAlone: while a node is read back nothing is written to it over the
+// connections that are open, or what was written would be taken for a loss.
+func TestReadBackIsAlone(t *testing.T) {
+	server := redistest.Start(t)
+	var book wiretest.Logbook
+	s := open(t, Config{Log: book.Log}, server)
+	ch, other := channelOf(t, s), channelOf(t, s)
+	want(t, do1(t, ch, write(1, kvstore.Absent, block(1))), nil)
+	want(t, do1(t, other, write(2, kvstore.Absent, block(2))), nil)
+	gate := make(chan struct{})
+	pass := sync.OnceFunc(func() { close(gate) })
+	addr := wiretest.Between(t, func(_ int, c net.Conn) {
+		wiretest.Relay(c, server, func(w io.Writer, r io.Reader) {
+			<-gate
+			_, _ = io.Copy(w, r)
+		})
+	})
+	t.Cleanup(pass)
+	n := (*s.nodes.Load())[0]
+	want(t, n.admin.Close(), nil)
+	n.admin = goredis.NewClient(s.options(addr))
+	server.Do("DEBUG", "CHANGE-REPL-ID")
+	flushed := make(chan error)
+	go func() { flushed <- ch.Flush(bg(t), testLayer) }()
+	redistest.Eventually(t, "the node is read back", func() bool { return s.Rewinds() > 0 })
+	ctx, cancel := context.WithTimeout(bg(t), 300*time.Millisecond)
+	defer cancel()
+	w := write(2, kvstore.Present, block(3))
+	other.Do(ctx, []*kvstore.Op{w})
+	want(t, w.Err, kvstore.ErrTimeout)
+	pass()
+	want(t, <-flushed, nil)
+	want(t, do1(t, other, w), nil)
+	wantBlock(t, other, 2, block(3))
+	want(t, ch.Flush(bg(t), testLayer), nil)
+	if book.Count("it has all of the last 2 blocks") != 1 {
+		t.Errorf("log: %q", book.Lines())
+	}
+}
+
+// TestEraEndsBeforeSending: a write that a ledger did not have yet when the node's era
+// ended is not sent on the connection of before.
+func TestEraEndsBeforeSending(t *testing.T) {
+	s := open(t, Config{}, redistest.Start(t))
+	ch := channelOf(t, s).(*channel)
+	want(t, do1(t, ch, write(1, kvstore.Absent, block(1))), nil)
+	c := ch.conns[0]
+	id := c.id
+	ctx, w, done := bg(t), write(1, kvstore.Present, block(2)), make(chan struct{})
+	ch.log.mu.Lock()
+	go func() {
+		ch.Do(ctx, []*kvstore.Op{w})
+		close(done)
+	}()
+	time.Sleep(100 * time.Millisecond) // until it waits for the ledger
+	c.node.era.Add(1)
+	ch.log.mu.Unlock()
+	<-done
+	want(t, w.Err, nil)
+	if c.id == id {
+		t.Error("it was sent on the connection of before")
+	}
+	wantBlock(t, ch, 1, block(2))
 }
 
 // TestOthersMayHaveWritten: what was written under a lease that has been given back is

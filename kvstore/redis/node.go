@@ -37,6 +37,9 @@ type node struct {
 	// copyFrom is where slotKey begins to look.
 	copyFrom atomic.Int32
 
+	// era grows when connections that are open must be greeted anew: see history.go.
+	era atomic.Uint32
+
 	holds   wire.Holds
 	outage  wire.Outage
 	silence wire.Silence

@@ -100,7 +100,7 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	}
 	s.told.Add(1)
 	if s.slots[slot].Swap(to); to != from && !from.serves() {
-		s.rewinds.Add(1)
+		from.ousted()
 	}
 	s.lookAround()
 	return to, false
@@ -217,7 +217,7 @@ func (s *Store) lookMaster(ctx context.Context) error {
 			return err
 		}
 		if old := s.master.Swap(n); old != nil && old != n {
-			s.rewinds.Add(1)
+			old.ousted()
 		}
 		return nil
 	}
@@ -284,7 +284,7 @@ func (s *Store) lookCluster(ctx context.Context) error {
 	}
 	for n := range left {
 		if n != nil && !n.serves() { // not slots that move one by one
-			s.rewinds.Add(1)
+			n.ousted()
 		}
 	}
 	if missing == slotCount {
