@@ -115,7 +115,8 @@ race: deps ## everything that test runs, twice, with the race detector
 fuzz: ## each fuzz target for FUZZTIME (default 30s), and how often it ran
 	@mkdir -p bin; set -e; for d in $(FUZZED); do \
 	  $(GO) test -c -o bin/fuzz.test $(GUIDES:%=-gcflags=%=-d=libfuzzer) ./$$d; \
-	  for f in $$(bin/fuzz.test -test.list '^Fuzz'); do \
+	  names=$$(bin/fuzz.test -test.list '^Fuzz'); \
+	  for f in $$names; do \
 	    echo "== $$d $$f"; (cd $$d && $(FUZZENV) $(abspath bin)/fuzz.test -test.run '^$$' -test.fuzz "^$$f\$$" -test.fuzztime $(FUZZTIME) \
 	      -test.fuzzminimizetime 10x -test.fuzzcachedir "$$($(GO) env GOCACHE)/fuzz/github.com/kvbfs/kvbfs/$$d") >$(FUZZLOG) 2>&1 || { cat $(FUZZLOG); exit 1; }; \
 	    sed -n 's/.*execs: \([0-9]*\).*/\1 executions/p' $(FUZZLOG) | tail -1; \

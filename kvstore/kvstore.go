@@ -222,11 +222,12 @@ type Store interface {
 	// forgets it. It costs an atomic load.
 	Rewinds() uint64
 
-	// Haunted says whether a change of a block, or of another one of its server, may
-	// still be executed though it was given up: by us, or by a process of this machine
-	// that was killed. It is true before the change that was given up has its result. Who
-	// keeps what he reads keeps nothing that was asked for before it is false: later the
-	// block may be another one. It costs an atomic load or two where there are none.
+	// Haunted says whether a change of a block, or of another one of its server (of a
+	// cluster, whose blocks move between its nodes: of any), may still be executed though
+	// it was given up: by us, or by a process of this machine that was killed. It is true
+	// before the change that was given up has its result. Who keeps what he reads keeps
+	// nothing that was asked for before it is false: later the block may be another one.
+	// It costs an atomic load or two where there are none.
 	Haunted(k Key) bool
 
 	// Locate says where a key is and how to look at it by hand.

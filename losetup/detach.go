@@ -128,7 +128,9 @@ func clear(ctx context.Context, number, dev int) error {
 func waitGone(ctx context.Context, meant Device, number int) (reused bool, err error) {
 	pause := time.Millisecond
 	for start := time.Now(); attached(number); pause = min(2*pause, 50*time.Millisecond) {
-		if now, err := read(number); err == nil && !now.is(meant) {
+		// The kernel takes the file away first, then sysfs's directory, and counts on last:
+		// only what is still attached, to a file, is another attachment.
+		if now, err := read(number); err == nil && now.Backing != "" && !now.is(meant) && attached(number) {
 			return true, nil
 		}
 		err := sleep(ctx, pause)

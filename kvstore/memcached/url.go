@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // DefaultPort is where memcached listens unless told otherwise.
@@ -148,8 +149,8 @@ func checkSocketPath(path string) error {
 		return fmt.Errorf("socket %q: this is a directory's name", path)
 	case len(path) > maxSocketPath:
 		return fmt.Errorf("socket %q: the path has %d bytes, the kernel takes %d", path, len(path), maxSocketPath)
-	case strings.ContainsRune(path, 0):
-		return fmt.Errorf("socket %q: the path has a zero byte", path)
+	case strings.ContainsFunc(path, unicode.IsControl):
+		return fmt.Errorf("socket %q: the path has a control character", path)
 	}
 	return nil
 }

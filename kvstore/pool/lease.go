@@ -99,9 +99,10 @@ type Lease struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when the renewal goroutine has ended
 
-	mu      sync.Mutex    // guards changed, over, and what is said to be
+	mu      sync.Mutex    // guards changed, over, lost, and what is said to be
 	changed chan struct{} // closed and replaced when Wait has to look again
 	over    error         // why writes will never go on
+	lost    error         // why they do not while this lasts: the server that has the lease was emptied
 }
 
 // Acquire takes the volume's lease: ErrHeld, wrapped with the holder's name, if

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -74,6 +75,10 @@ func TestHolderOnAnEmptiedServer(t *testing.T) {
 	l := acquire(t, p, LeaseOptions{})
 	st.Forget(0)
 	eventually(t, "the fence closes", func() bool { return !l.Fence().Passes() })
+	// Who waits for the lease is told, and would else wait for ever.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	wantErr(t, l.Wait(ctx), kvstore.ErrServerLost)
 	p.Close()
 	if _, err := st.Control().Get(t.Context(), 0, p.leaseName(l.volume.UUID)); !errors.Is(err, kvstore.ErrAbsent) {
 		t.Error("renewed on an emptied server", err)

@@ -91,6 +91,7 @@ func (l *Lease) run() {
 		} else {
 			panics = 0
 		}
+		l.lose(err)
 		if errors.Is(err, ErrHeld) {
 			l.end(err)
 			return
@@ -197,19 +198,23 @@ func (l *Lease) giveBack(ctx context.Context) error {
 }
 
 // Wait blocks while the lease is past its deadline and being renewed; nil when
-// writes may go on, ErrHeld if another holder took it, or ctx's error
+// writes may go on, ErrHeld if another holder took it, kvstore.ErrServerLost if the
+// server that has it was emptied, which no time mends, or ctx's error
 // (kvstore.ErrAborted or ErrTimeout). After Release or Close it is ErrFenced or
 // ErrClosed.
 func (l *Lease) Wait(ctx context.Context) error {
 	for {
 		l.mu.Lock()
-		over, changed := l.over, l.changed
+		over, lost, changed := l.over, l.lost, l.changed
 		l.mu.Unlock()
 		if over != nil {
 			return over
 		}
 		if l.fence.Passes() {
 			return nil
+		}
+		if lost != nil {
+			return lost
 		}
 		// Timers stand still while the machine sleeps, deadlines do not: after a
 		// wake-up the next renewal may be far off.
@@ -222,6 +227,20 @@ func (l *Lease) Wait(ctx context.Context) error {
 		case <-ctx.Done():
 			return ended(ctx)
 		}
+	}
+}
+
+// lose keeps what a renewal has found of the lease's server, for Wait: the next one
+// that succeeds, or that says something else, takes it back.
+func (l *Lease) lose(err error) {
+	l.mu.Lock()
+	if l.lost = nil; errors.Is(err, kvstore.ErrServerLost) {
+		l.lost = err
+	}
+	lost := l.lost
+	l.mu.Unlock()
+	if lost != nil {
+		l.wake()
 	}
 }
 

@@ -375,6 +375,27 @@ func TestDeferredRestWaitsForLease(t *testing.T) {
 	}
 }
 
+// The server that was emptied is the one that has the lease: nothing can renew it, and
+// the last close ends.
+func TestDeferredRestWithoutLease(t *testing.T) {
+	const size = 64 * kvstore.BlockSize
+	d := newDeferRig(t, mem.Config{Servers: 2}, writeback.Config{MaxDirty: 4 << 20, MaxAge: time.Hour})
+	d.create("v", size)
+	v := d.open("v")
+	d.write(v, 0, pattern(size, 1))
+	d.flush(v)
+	d.write(v, 0, pattern(size, 2))
+	if d.deferred() == 0 {
+		t.Fatal("nothing is deferred")
+	}
+	d.mem.Forget(0)
+	d.mem.Forget(1)
+	v.fence.Load().Open(kvstore.Boottime() - 1)
+	if err := v.Close(ctx); !errors.Is(err, kvstore.ErrServerLost) {
+		t.Errorf("close: %v", err)
+	}
+}
+
 // Once a read has found that a server was emptied, who overwrites a block of it is told
 // at once, not by the next flush.
 func TestDeferredAfterLossWasRead(t *testing.T) {

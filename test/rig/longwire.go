@@ -15,13 +15,15 @@ import (
 // LongWire is a wire to a server that takes Delay for everything that travels back, as
 // Proxy's is, for who measures: it moves pages between sockets by splice(2) and copies
 // nothing, as on a real network distance costs no processor of either end. It can do
-// nothing else.
+// nothing else: the end of one side is the end of both, and what is on its way then is
+// lost.
 type LongWire struct {
 	Addr string
 
 	l      net.Listener
 	target string
 	delay  atomic.Int64 // time.Duration
+	log    func(format string, args ...any)
 	wg     sync.WaitGroup
 
 	mu    sync.Mutex
@@ -40,7 +42,7 @@ func NewLongWire(t testing.TB, target string) *LongWire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &LongWire{Addr: l.Addr().String(), l: l, target: target, conns: map[*net.TCPConn]bool{}}
+	w := &LongWire{Addr: l.Addr().String(), l: l, target: target, log: t.Logf, conns: map[*net.TCPConn]bool{}}
 	w.wg.Add(1)
 	go w.accept()
 	t.Cleanup(w.close)
@@ -122,7 +124,9 @@ func (w *LongWire) back(client, server *net.TCPConn) {
 	if unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK) != nil {
 		return
 	}
-	_, _ = unix.FcntlInt(uintptr(p[0]), unix.F_SETPIPE_SZ, wirePipe) // a smaller one is only slower
+	if _, err := unix.FcntlInt(uintptr(p[0]), unix.F_SETPIPE_SZ, wirePipe); err != nil {
+		w.log("the wire is narrower than it should be, a pipe of %d bytes: %v", wirePipe, err)
+	}
 	queue := make(chan arrival, 4096)
 	done := make(chan struct{})
 	go func() {
