@@ -396,6 +396,9 @@ func (c *conn) answer(rep reply) error {
 	}
 	switch out {
 	case outDone:
+		if result == nil && req.writes() && !c.ch.log.acknowledge(req, c) {
+			return errOutdated
+		}
 		c.restSince = time.Time{}
 		if req.step == stepFlush {
 			c.node.unconfirmed.Healthy()

@@ -22,9 +22,10 @@ import (
 // went back. A replica that takes over names the history that it continues, and from
 // where.
 //
-// What else is sent on a connection looks at the era of its node only. A new one begins
-// when another node has taken over, as it may be back when the connection is used next, and
-// when the node has to show something. A connection of an older era is greeted anew.
+// What else is sent on a connection looks at the era of its node only, and so does a change
+// when it is answered. A new one begins when another node has taken over, as it may be back
+// when the connection is used next, and when the node has to show something. A connection
+// of an older era is greeted anew, and what is unanswered on it is sent again.
 //
 // Where the history is another one, or shorter than a flush found it, the node has to
 // show what we remember: each channel keeps the tags of its last writes (ledger).
@@ -146,6 +147,12 @@ func (n *node) continues(r replication, flush *request) error {
 func (n *node) readBack(ctx context.Context, r replication) {
 	if n.store.hearsay() {
 		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
+	}
+	// Whose place this node has may not be told yet, as the map changes first.
+	for _, m := range *n.store.nodes.Load() {
+		if m != n && m.server == n.server && !m.serves() {
+			m.era.Add(1)
+		}
 	}
 	h := &n.store.histories
 	lost, total, first, err := n.compare(ctx)
@@ -386,4 +393,22 @@ func (l *ledger) done(r *request, state entryState) {
 	l.mu.Lock()
 	l.entries[r.entry-1].state = state
 	l.mu.Unlock()
+}
+
+// acknowledge notes that a change was answered with success on a connection. False: an
+// answer of an older era is none, as who was read back meanwhile need not have the change.
+// The mutex orders the two: who is read back either finds it acknowledged or had the era
+// ended before.
+func (l *ledger) acknowledge(r *request, c *conn) bool {
+	state := entryDone
+	if r.op.Code == kvstore.Discard {
+		state = entryGone
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.outdated() {
+		return false
+	}
+	l.entries[r.entry-1].state = state
+	return true
 }

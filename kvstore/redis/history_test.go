@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -231,6 +232,46 @@ func TestEraEndsBeforeSending(t *testing.T) {
 		t.Error("it was sent on the connection of before")
 	}
 	wantBlock(t, ch, 1, block(2))
+}
+
+// TestLateAnswerOfTheOusted: the answer to a write comes when who took over was read back
+// already, and may lack it: so the write is sent there too.
+func TestLateAnswerOfTheOusted(t *testing.T) {
+	first, second := redistest.Cluster(t, 1, 0).Servers[0], redistest.Cluster(t, 1, 0).Servers[0]
+	var hold atomic.Bool
+	held, gate := make(chan struct{}), make(chan struct{})
+	pass := sync.OnceFunc(func() { close(gate) })
+	addr := wiretest.Between(t, func(_ int, c net.Conn) {
+		wiretest.Relay(c, first, func(w io.Writer, r io.Reader) {
+			buf := make([]byte, bufferSize)
+			for {
+				n, err := r.Read(buf)
+				if hold.CompareAndSwap(true, false) {
+					close(held)
+					<-gate
+				}
+				if _, bad := w.Write(buf[:n]); err != nil || bad != nil {
+					return
+				}
+			}
+		})
+	})
+	t.Cleanup(pass)
+	s := clusterVia(t, addr, first)
+	ch, other := channelOf(t, s), channelOf(t, s)
+	want(t, do1(t, ch, write(1, kvstore.Absent, block(1))), nil)
+	second.Do("SET", blockKey(key(1)), first.Do("GET", blockKey(key(1))))
+	hold.Store(true)
+	answered := make(chan error)
+	go func() { answered <- do1(t, ch, write(1, kvstore.Present, block(2))) }()
+	<-held
+	first.Stop()
+	s.redirected((*s.nodes.Load())[0], fmt.Appendf(nil, "MOVED %d %s", keySlot(blockKey(key(1))), second.Addr()))
+	wantBlock(t, other, 1, block(1))
+	pass()
+	want(t, <-answered, nil)
+	wantBlock(t, other, 1, block(2))
+	want(t, ch.Flush(bg(t), testLayer), nil)
 }
 
 // TestOthersMayHaveWritten: what was written under a lease that has been given back is
