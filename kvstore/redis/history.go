@@ -230,15 +230,22 @@ type expected struct {
 	at   int64  // when what was acknowledged last was sent
 	tag  uint64 // of that; 0: nothing is remembered
 	gone bool   // it was discarded: anything may be there
-	open []uint64
+	open []unanswered
+}
+
+// unanswered is a change that may have been executed, or not.
+type unanswered struct {
+	at  int64
+	tag uint64
 }
 
 func (e *expected) has(tag uint64) bool {
 	if e.tag == 0 || tag == e.tag { // nothing acknowledged is remembered
 		return true
 	}
-	for _, t := range e.open {
-		if t == tag {
+	for _, o := range e.open {
+		// What was sent before something that was acknowledged was over by then.
+		if o.tag == tag && o.at >= e.at {
 			return true
 		}
 	}
@@ -268,7 +275,7 @@ func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
 			}
 			switch {
 			case e.state == entrySent:
-				w.open = append(w.open, e.tag)
+				w.open = append(w.open, unanswered{e.at, e.tag})
 			case e.at >= w.at:
 				w.at, w.tag, w.gone = e.at, e.tag, e.state == entryGone
 			}

@@ -342,24 +342,35 @@ func TestStrangerIsReadBack(t *testing.T) {
 	}
 }
 
-// TestUnansweredDiscard: a discard that got no answer may have been executed, or not.
+// TestUnansweredDiscard: a change that got no answer may have been executed, or not; but one
+// that was sent before another that was acknowledged is not what is there.
 func TestUnansweredDiscard(t *testing.T) {
 	s := &Store{histories: histories{ledgers: map[*ledger]struct{}{}}}
 	n := &node{store: s}
 	s.nodes.Store(&[]*node{n})
 	l := s.openLedger()
-	w, d := &request{}, &request{}
-	w.begin(write(1, kvstore.Any, block(1)), 5)
-	d.begin(discard(1), 6)
-	w.node, d.node = n, n
-	l.send(w, 1)
-	l.done(w, entryDone)
-	l.send(d, 2)
-	for tag, good := range map[uint64]bool{0: true, 5: true, 7: false} {
-		if s.remembered(n)[w.key].has(tag) != good {
-			t.Errorf("a block with tag %d (0: none) is as it must be: %v", tag, !good)
+	send := func(op *kvstore.Op, tag uint64, at int64) *request {
+		r := &request{}
+		r.begin(op, tag)
+		r.node = n
+		l.send(r, at)
+		return r
+	}
+	check := func(r *request, good map[uint64]bool) {
+		t.Helper()
+		for tag, good := range good {
+			if s.remembered(n)[r.key].has(tag) != good {
+				t.Errorf("a block with tag %d (0: none) is as it must be: %v", tag, !good)
+			}
 		}
 	}
+	l.done(send(write(1, kvstore.Any, block(1)), 5, 1), entryDone)
+	check(send(discard(1), 6, 2), map[uint64]bool{0: true, 5: true, 7: false})
+	w := send(write(1, kvstore.Any, block(2)), 7, 3)
+	check(w, map[uint64]bool{0: true, 5: true, 7: true, 8: false})
+	send(write(1, kvstore.Any, block(3)), 8, 4)
+	l.done(send(write(1, kvstore.Any, block(4)), 9, 5), entryDone)
+	check(send(write(1, kvstore.Any, block(5)), 10, 6), map[uint64]bool{0: false, 5: false, 7: false, 8: false, 9: true, 10: true})
 }
 
 // TestTLS: all of the data path over TLS, with a password and an ACL user.
