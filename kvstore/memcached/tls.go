@@ -52,20 +52,23 @@ type rawConn struct {
 	iov [1]unix.Iovec
 }
 
+// over says that the time of the greeting is.
+func (r *rawConn) over() bool { return r.ctx != nil && r.ctx.Err() != nil }
+
 // Read implements net.Conn.
 func (r *rawConn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
 	for {
+		if r.over() { // though something comes now and then
+			return 0, r.ctx.Err()
+		}
 		n, err := wire.ReceiveBytes(r.fd, p, r.wait || r.ctx != nil, false)
 		switch {
 		case err == unix.EAGAIN && r.ctx == nil:
 			return 0, errWait
 		case err == unix.EAGAIN:
-			if r.ctx.Err() != nil {
-				return 0, r.ctx.Err()
-			}
 		case err != nil:
 			return 0, err
 		case n == 0:
@@ -78,6 +81,9 @@ func (r *rawConn) Read(p []byte) (int, error) {
 
 // Write implements net.Conn.
 func (r *rawConn) Write(p []byte) (int, error) {
+	if r.over() {
+		return 0, r.ctx.Err()
+	}
 	r.out = append(r.out, p...)
 	for r.ctx != nil {
 		err := r.flush()
@@ -87,7 +93,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 		if err != unix.EAGAIN {
 			return 0, err
 		}
-		if r.ctx.Err() != nil {
+		if r.over() {
 			return 0, r.ctx.Err()
 		}
 		pfd := [1]unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLOUT}}

@@ -39,8 +39,14 @@ func (errNotNow) Error() string   { return "nothing to read now" }
 func (errNotNow) Timeout() bool   { return true }
 func (errNotNow) Temporary() bool { return true }
 
+// over says that the time of the handshake is.
+func (c *rawConn) over() bool { return c.ctx != nil && c.ctx.Err() != nil }
+
 func (c *rawConn) Read(p []byte) (int, error) {
 	for {
+		if c.over() { // though something comes now and then
+			return 0, c.ctx.Err()
+		}
 		c.iov[0].Base = &p[0]
 		c.iov[0].SetLen(len(p))
 		n, err := wire.Receive(c.fd, &c.msg, c.iov[:], c.wait || c.ctx != nil, false)
@@ -49,9 +55,6 @@ func (c *rawConn) Read(p []byte) (int, error) {
 		case err == unix.EAGAIN && c.ctx == nil:
 			return 0, errNotNow{}
 		case err == unix.EAGAIN:
-			if c.ctx.Err() != nil {
-				return 0, c.ctx.Err()
-			}
 		case err != nil:
 			return 0, err
 		case n == 0:
@@ -63,10 +66,13 @@ func (c *rawConn) Read(p []byte) (int, error) {
 }
 
 func (c *rawConn) Write(p []byte) (int, error) {
+	if c.over() {
+		return 0, c.ctx.Err()
+	}
 	c.out = append(c.out, p...)
 	err := c.flush()
 	for err == nil && len(c.out) > 0 && c.ctx != nil {
-		if c.ctx.Err() != nil {
+		if c.over() {
 			return 0, c.ctx.Err()
 		}
 		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLOUT}}, int(slice/time.Millisecond))

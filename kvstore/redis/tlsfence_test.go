@@ -2,6 +2,7 @@ package redis
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
@@ -83,6 +84,23 @@ func TestFenceHoldsCiphertext(t *testing.T) {
 	if n := <-got; n > int64(writes*perWrite-left) {
 		t.Errorf("%d bytes of writes arrived, though %d were unsent when the lease ended", n, left)
 	}
+}
+
+// TestHandshakeEnds: a handshake whose time is over ends, though its server drips bytes.
+func TestHandshakeEnds(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	want(t, err, nil)
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	_, err = unix.Write(pair[1], make([]byte, 1))
+	want(t, err, nil)
+	ctx, cancel := context.WithCancel(bg(t))
+	cancel()
+	c := &rawConn{fd: pair[0], ctx: ctx}
+	_, err = c.Read(make([]byte, 1))
+	want(t, err, context.Canceled)
+	_, err = c.Write(make([]byte, 1))
+	want(t, err, context.Canceled)
 }
 
 // TestHandshakeClosesOnce: the store is closed during a handshake. Who has the number of
