@@ -164,9 +164,9 @@ func TestRefusedGoesElsewhere(t *testing.T) {
 			_, _ = io.WriteString(c, answer)
 		}
 	})
-	ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
-	defer cancel()
 	t.Run("an operation", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+		defer cancel()
 		server.Do("SET", blockKey(key(1)), stored(key(1), 7, block(1)))
 		standIn(t, s, addr)
 		r := read(1)
@@ -174,6 +174,8 @@ func TestRefusedGoesElsewhere(t *testing.T) {
 		want(t, r.Err, nil)
 	})
 	t.Run("a flush", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+		defer cancel()
 		s.servers[0].written.Store(true)
 		standIn(t, s, addr)
 		ch := channelOf(t, s).(*channel)
