@@ -211,3 +211,25 @@ func TestHalfMovedSlot(t *testing.T) {
 		})
 	}
 }
+
+// TestReadBackOfAHalfMovedSlot: a node is read back though some of its blocks are on
+// another one already.
+func TestReadBackOfAHalfMovedSlot(t *testing.T) {
+	c := redistest.Cluster(t, 2, 0)
+	var book wiretest.Logbook
+	s := openUnproven(t, Config{Mode: Cluster, Log: book.Log}, c.Servers[0].Addr())
+	ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+	defer cancel()
+	ch := channelOf(t, s)
+	n := uint64(0)
+	for keySlot(blockKey(key(n))) >= slotCount/2 {
+		n++ // until the first node has it
+	}
+	want(t, do1(t, ch, write(n, kvstore.Any, block(n))), nil)
+	c.HalfMove(c.Servers[0], c.Servers[1], keySlot(blockKey(key(n))))
+	c.Servers[0].Do("DEBUG", "CHANGE-REPL-ID")
+	want(t, ch.Flush(ctx, testLayer), nil)
+	if book.Count("it has all of the last 1 blocks") != 1 {
+		t.Errorf("log: %q", book.Lines())
+	}
+}

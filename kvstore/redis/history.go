@@ -190,11 +190,18 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 			}
 			return nil
 		})
-		if err != nil {
+		var said goredis.Error
+		if err != nil && !errors.As(err, &said) { // else it is the first one that is refused
 			return err
 		}
 		for i, reply := range replies {
-			text, _ := reply.(*goredis.StringCmd).Result()
+			text, err := reply.(*goredis.StringCmd).Result()
+			if err != nil {
+				text, err = n.elsewhere(ctx, keys[i], err)
+			}
+			if err != nil {
+				return err
+			}
 			tag := uint64(0)
 			if len(text) == trailer {
 				_, tag = readTrailer([]byte(text))
@@ -223,6 +230,29 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 		err = flush()
 	}
 	return lost, total, first, err
+}
+
+// elsewhere follows the ASK that a node answered instead of a block's tag: the block is on
+// the way to another node, which may take long, or stay like that.
+func (n *node) elsewhere(ctx context.Context, key [kvstore.KeySize]byte, why error) (string, error) {
+	var said goredis.Error
+	if !errors.As(why, &said) {
+		return "", why
+	}
+	to, asking := n.store.redirected(n, []byte(said.Error()))
+	if !asking {
+		return "", why
+	}
+	var reply *goredis.StringCmd
+	_, err := to.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
+		p.Do(ctx, "ASKING")
+		reply = p.GetRange(ctx, string(key[:]), kvstore.BlockSize, valueSize-1)
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return reply.Result()
 }
 
 // expected is what a block may hold.
