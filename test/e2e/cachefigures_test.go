@@ -198,7 +198,7 @@ func measureAgain(t *testing.T) {
 // without a cache that reads ahead.
 func measureAhead(t *testing.T) {
 	r := rig.New(t, 10*time.Minute)
-	p := rig.NewLongWire(t, r.MemcachedTCP(768).Addr)
+	p := rig.NewProxy(t, r.MemcachedTCP(768).Addr, 0)
 	const size = 256 << 20
 	off := figureVolume(t, r, p.URL(), "v0", size)
 	on := figureVolume(t, r, p.URL(), "v1", size, "--cache-size=32M")

@@ -3,8 +3,6 @@ package rig
 import (
 	"bytes"
 	"context"
-	"io"
-	"net"
 	"os"
 	"testing"
 	"time"
@@ -129,47 +127,5 @@ func TestRecorder(t *testing.T) {
 		if !c.Record && c.Value == nil && len(third.Ask("get "+c.Key)) == 0 {
 			t.Error("a block that was discarded last is not in the first half of the log")
 		}
-	}
-}
-
-// TestLongWire: everything arrives whole and in order, also what is more than its pipe
-// holds, and not before its time.
-func TestLongWire(t *testing.T) {
-	r := bare(t)
-	srv := r.MemcachedTCP(64)
-	t.Cleanup(srv.Kill)
-	wire := NewLongWire(t, srv.Addr)
-	blocksOver(t, wire.Addr)
-	const delay = 5 * time.Millisecond
-	wire.SetDelay(delay)
-	begin := time.Now()
-	blocksOver(t, wire.Addr)
-	if took := time.Since(begin); took < 2*12*24*delay {
-		t.Errorf("%d requests one at a time took %v", 2*12*24, took)
-	}
-
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	sent := bytes.Repeat([]byte("0123456789abcdef\n"), 1<<20) // 17 MiB
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		_, _ = c.Write(sent)
-		c.Close()
-	}()
-	long := NewLongWire(t, l.Addr().String())
-	long.SetDelay(delay)
-	c, err := net.Dial("tcp", long.Addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, sent) {
-		t.Errorf("%d bytes of %d, or others: %v", len(got), len(sent), err)
 	}
 }
