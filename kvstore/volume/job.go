@@ -24,7 +24,8 @@ type job struct {
 	err   error
 }
 
-// share is how many blocks of the job may be in work.
+// share is how many blocks of the job may be in work. A job that has its result has no
+// request any more.
 func (j *job) share() int {
 	if j.req.Kind == Write {
 		return maxWriteShare
@@ -40,7 +41,7 @@ func (w *Worker) admit(ctx context.Context) {
 	w.turn++
 	for i := range w.njobs {
 		j := &w.jobs[(w.turn+i)%w.njobs]
-		for most := j.share(); j.next < j.end && j.inUse < most && len(w.free) > 0; {
+		for j.next < j.end && j.inUse < j.share() && len(w.free) > 0 {
 			p := j.cut.block(j.next)
 			if j.req.Kind == Discard || j.req.Kind == Zero {
 				p = j.cut.edge(j.next)
