@@ -293,9 +293,8 @@ func (r *request) head(b []byte) []byte {
 	case stepReplace, stepAdd:
 		b = append(b, setIfHead...)
 	case stepFlush:
-		var key string
-		r.parts, key = r.node.flushParts()
-		return r.node.appendFlush(b, r.parts, key)
+		r.parts = r.node.flushParts()
+		return r.node.appendFlush(b, r.parts)
 	default:
 		b = append(b, storeHead...)
 		b = append(b, r.key[:]...)

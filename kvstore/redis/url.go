@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -191,7 +190,7 @@ func (l *Location) parseSockets(rest string) error {
 		if err != nil {
 			return fmt.Errorf("socket %q: %w", p, err)
 		}
-		if path == "" || path[0] != '/' || strings.HasSuffix(path, "/") || strings.ContainsAny(path, ",?") || strings.ContainsFunc(path, unicode.IsControl) {
+		if path == "" || path[0] != '/' || strings.HasSuffix(path, "/") || strings.ContainsAny(path, "\x00,?") {
 			return fmt.Errorf("socket %q: want an absolute path (three slashes: redis+unix:///run/...)", path)
 		}
 		if len(path) > maxSocketPath {
