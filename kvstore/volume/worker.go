@@ -71,7 +71,7 @@ func (w *Worker) Close() error {
 	return w.ch.Close()
 }
 
-// Do serves the requests and returns when each has its result. At most 32 blocks
+// Do serves the requests and returns when each has its result. At most 32 blocks (16 of a write)
 // of one request go into one batch of the store, in turn, so that large requests
 // do not hold small ones up. Requests of one call may be done in any order, as
 // a disk's queue.
