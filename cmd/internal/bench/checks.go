@@ -41,8 +41,14 @@ func (b *bench) checkWanted(name, transport, place string) bool {
 	return b.opt.only.MatchString(checkID(name, transport, place))
 }
 
+// rawBeside says whether the store's own client is measured beside a writer.
+func (b *bench) rawBeside() bool { return b.raw && b.checkWanted(checkBeside, "", "") }
+
 // checksWanted says whether any is.
 func (b *bench) checksWanted() bool {
+	if b.rawBeside() {
+		return true
+	}
 	for _, t := range b.transports {
 		for _, name := range []string{checkBeside, checkStopped, checkIdle, checkMemory} {
 			for _, place := range []string{"", result.File, result.Loop} {
@@ -74,6 +80,11 @@ func (b *bench) checks(ctx context.Context, targets []*target) error {
 		}
 		b.report.Checks = append(b.report.Checks, c)
 		return nil
+	}
+	if b.rawBeside() {
+		if err := add(b.besideRaw(ctx)); err != nil {
+			return err
+		}
 	}
 	for _, t := range targets {
 		if t.subject != result.Kvbfs || !b.checkTargets(t) || !b.checkWanted(checkBeside, t.transport, t.place) {
@@ -123,46 +134,74 @@ func (b *bench) beside(ctx context.Context, t *target) (result.Check, error) {
 	reader := workArgs("reader", t.path, half, b.opt.Seconds, result.Work{Kind: "randread", Block: block4k, Depth: 1, Jobs: 1})
 	writer := workArgs("writer", t.path, half, b.opt.Seconds, result.Work{Kind: "write", Block: block1m, Depth: 1, Jobs: 1})
 	writer = append(writer, fmt.Sprintf("--offset=%d", half), "--new_group")
-	var alone, beside []result.Sample
-	var wrote []float64 // bytes per second
+	err := b.besidePairs(&c, t.pid, func(with bool) (_ result.Sample, n int64, wrote float64, _ error) {
+		args := reader
+		if with {
+			args = append(append([]string{}, reader...), writer...)
+		}
+		jobs, err := runFio(ctx, b.place, time.Duration(b.opt.Seconds)*time.Second, fioArgs(args...))
+		if err != nil {
+			return result.Sample{}, 0, 0, err
+		}
+		return jobs[0].sample(), jobs[0].ios(), jobs[len(jobs)-1].Write.BW, nil
+	})
+	return c, err
+}
+
+// besideRaw is beside with the store's own client as reader and writer, without
+// kvbfs: what the server and the CPUs leave to anybody.
+func (b *bench) besideRaw(ctx context.Context) (c result.Check, err error) {
+	c = result.Check{Name: checkBeside, What: "p99 of single GETs beside a writer of 1 MiB, to alone, the store's own client", Unit: "x"}
+	b.show.step("filling the raw store (%d MiB)", b.opt.size>>20)
+	raw, err := openRaw(ctx, b.url, b.opt.size)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, raw.close(context.WithoutCancel(ctx))) }()
+	d := time.Duration(b.opt.Seconds) * time.Second
+	err = b.besidePairs(&c, 0, func(with bool) (result.Sample, int64, float64, error) {
+		if !with {
+			s, n, err := raw.measure(ctx, result.Work{Kind: "get", Block: block4k, Depth: 1, Jobs: 1}, d)
+			return s, n, 0, err
+		}
+		return raw.besideWriter(ctx, d)
+	})
+	return c, err
+}
+
+// besidePairs measures alone and with the writer in turn, and makes the check of it.
+// What is measured returns a reader's sample, its number of reads, and what the
+// writer wrote in bytes per second; pid is the daemon's, or 0.
+func (b *bench) besidePairs(c *result.Check, pid int, once func(with bool) (result.Sample, int64, float64, error)) error {
+	var samples [2][]result.Sample // alone, beside
+	var wrote []float64
 	for round := range b.opt.Rounds {
-		for _, with := range []bool{false, true} {
-			b.show.step("%s: round %d/%d", checkID(c.Name, t.transport, t.place), round+1, b.opt.Rounds)
-			args := reader
-			if with {
-				args = append(append([]string{}, reader...), writer...)
-			}
+		for i := range samples {
+			b.show.step("%s: round %d/%d", checkID(c.Name, c.Transport, c.Place), round+1, b.opt.Rounds)
 			s, err := repeat(func() (result.Sample, error) {
-				return metered(t.pid, func() (result.Sample, int64, error) {
-					jobs, err := runFio(ctx, b.place, time.Duration(b.opt.Seconds)*time.Second, fioArgs(args...))
-					if err != nil {
-						return result.Sample{}, 0, err
+				return metered(pid, func() (result.Sample, int64, error) {
+					s, n, w, err := once(i == 1)
+					if i == 1 && err == nil {
+						wrote = append(wrote, w)
 					}
-					if with {
-						wrote = append(wrote, jobs[len(jobs)-1].Write.BW)
-					}
-					return jobs[0].sample(), jobs[0].ios(), nil
+					return s, n, err
 				})
 			})
 			if err != nil {
-				return c, err
+				return err
 			}
-			if with {
-				beside = append(beside, s)
-			} else {
-				alone = append(alone, s)
-			}
+			samples[i] = append(samples[i], s)
 		}
 	}
-	a, noisyA := result.Settle(alone)
-	w, noisyW := result.Settle(beside)
+	a, noisyA := result.Settle(samples[0])
+	w, noisyW := result.Settle(samples[1])
 	c.Noisy = noisyA || noisyW
 	c.Parts = []result.Part{{Name: "p99 alone", Value: a.P99US, Unit: "us"}, {Name: "p99 beside the writer", Value: w.P99US, Unit: "us"},
 		{Name: "the writer", Value: result.Middle(wrote) / 1e6, Unit: "MB/s"}}
 	if a.P99US > 0 {
 		c.Value = w.P99US / a.P99US
 	}
-	return c, nil
+	return nil
 }
 
 // settle is how long a daemon has for what it does after work, before it counts as idle:

@@ -142,6 +142,25 @@ func (r *rawStore) measure(ctx context.Context, w result.Work, d time.Duration) 
 	})
 }
 
+// rawShare is how many blocks of a large write a volume has under way (maxWriteShare
+// of package volume).
+const rawShare = 16
+
+// besideWriter measures single reads while another worker writes 1 MiB at a time, in
+// batches of as many blocks as a volume makes of such a request. The writer's bytes
+// per second are returned too.
+func (r *rawStore) besideWriter(ctx context.Context, d time.Duration) (result.Sample, int64, float64, error) {
+	var wrote result.Sample
+	var werr error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		wrote, _, werr = r.measure(ctx, result.Work{Kind: "set", Block: block4k, Depth: rawShare, Jobs: 1, Run: rawShare}, d)
+	})
+	s, n, err := r.measure(ctx, result.Work{Kind: "get", Block: block4k, Depth: 1, Jobs: 1}, d)
+	wg.Wait()
+	return s, n, wrote.Bytes, errors.Join(err, werr)
+}
+
 // choose picks blocks at random, or a random run. A batch must not hold two writes
 // of one block, so each operation takes from a part of its own.
 func (r *rawStore) choose(ops []*kvstore.Op, place *rand.Rand, run int) {

@@ -40,6 +40,9 @@ func TestRawStore(t *testing.T) {
 			t.Errorf("%s: %d blocks, %+v: %v", w.Name(), n, s, err)
 		}
 	}
+	if s, n, wrote, err := r.besideWriter(t.Context(), 30*time.Millisecond); err != nil || n == 0 || s.P99US <= 0 || wrote <= 0 {
+		t.Errorf("beside a writer: %d reads, %+v, %.0f bytes/s written: %v", n, s, wrote, err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	if _, _, err := r.measure(ctx, rawWorks(2, true)[0], time.Hour); !errors.Is(err, context.Canceled) {

@@ -242,7 +242,7 @@ type Check struct {
 	Place     string  `json:"place,omitempty"`
 	Value     float64 `json:"value"`
 	Unit      string  `json:"unit"`
-	Limit     float64 `json:"limit"`
+	Limit     float64 `json:"limit"`              // 0: none, to compare others with
 	AtLeast   bool    `json:"at_least,omitempty"` // the limit is a lower one
 	Parts     []Part  `json:"parts,omitempty"`
 	Noisy     bool    `json:"noisy,omitempty"`

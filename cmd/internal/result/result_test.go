@@ -147,6 +147,10 @@ func TestChecks(t *testing.T) {
 	if c := (Check{Value: 79, Limit: 80, AtLeast: true}); c.Holds() {
 		t.Error("at least 80 holds for 79")
 	}
+	r := Report{Checks: []Check{{What: "the floor", Value: 3, Unit: "x"}}}
+	if row := r.CheckTable().Rows[0]; row[2] != "-" || row[3] != "-" {
+		t.Errorf("a figure without a limit: %q", row)
+	}
 }
 
 // TestGoals: a goal is shown if its rows are there, and holds or not.

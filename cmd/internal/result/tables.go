@@ -165,7 +165,7 @@ func (r *Report) PeerTable() Table {
 	return t
 }
 
-// CheckTable shows the figures with a limit.
+// CheckTable shows single figures and their limits.
 func (r *Report) CheckTable() Table {
 	t := Table{Title: "Checks", Head: []string{"", "value", "limit", "holds", "made of"}}
 	for _, c := range r.Checks {
@@ -190,7 +190,11 @@ func (r *Report) CheckTable() Table {
 			}
 			parts += fmt.Sprintf("%s %s %s", p.Name, Thousands(p.Value), p.Unit)
 		}
-		t.Rows = append(t.Rows, []string{where + mark(c.Noisy), figure(c.Value) + " " + c.Unit, fmt.Sprintf("%s %s %s", word, figure(c.Limit), c.Unit), holds, parts})
+		limit := fmt.Sprintf("%s %s %s", word, figure(c.Limit), c.Unit)
+		if c.Limit == 0 {
+			limit, holds = "-", "-"
+		}
+		t.Rows = append(t.Rows, []string{where + mark(c.Noisy), figure(c.Value) + " " + c.Unit, limit, holds, parts})
 	}
 	return t
 }
