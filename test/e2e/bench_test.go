@@ -177,7 +177,8 @@ func TestBenchChecks(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	if seen["p99-beside-writer"] != 2 || seen["stopped-server"] != 1 || seen["idle-cpu"] != 1 || seen["memory"] != 1 {
+	// On the file and on loop, and the store alone.
+	if seen["p99-beside-writer"] != 3 || seen["stopped-server"] != 1 || seen["idle-cpu"] != 1 || seen["memory"] != 1 {
 		t.Errorf("checks: %v", seen)
 	}
 	nothingLeft(t, r, tmp)
