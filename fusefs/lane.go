@@ -240,16 +240,11 @@ func (l *lane) relieve() (first, last *call, n int32) {
 	}
 }
 
-// queued says whether anything waits to be taken. Any goroutine may ask.
-func (l *lane) queued() bool {
-	h := l.head.Load()
-	return h != nil && h != busy
-}
-
-// adopt makes a relieved list the queue of l, which the caller leads and which has
-// no other: the oldest call of the list leads from here on.
+// adopt makes a relieved list the queue of l, which must be new: nobody else may
+// know it yet. The oldest call leads.
 func (l *lane) adopt(first, last *call, n int32) {
-	l.load.Add(n)
+	l.head.Store(busy)
+	l.load.Store(n)
 	l.rest, l.last = first, last
 	for c := first; c != nil; c = c.next {
 		c.lane = l
