@@ -151,7 +151,7 @@ func (b *bench) beside(ctx context.Context, t *target) (result.Check, error) {
 // besideRaw is beside with the store's own client as reader and writer, without
 // kvbfs: what the server and the CPUs leave to anybody.
 func (b *bench) besideRaw(ctx context.Context) (c result.Check, err error) {
-	c = result.Check{Name: checkBeside, What: "p99 of single GETs beside a writer of 1 MiB, to alone, the store's own client", Unit: "x"}
+	c = result.Check{Name: checkBeside, What: "p99 of single GETs beside a writer of 16 blocks at a time, to alone, the store's own client", Unit: "x"}
 	b.show.step("filling the raw store (%d MiB)", b.opt.size>>20)
 	raw, err := openRaw(ctx, b.url, b.opt.size)
 	if err != nil {

@@ -146,9 +146,9 @@ func (r *rawStore) measure(ctx context.Context, w result.Work, d time.Duration) 
 // of package volume).
 const rawShare = 16
 
-// besideWriter measures single reads while another worker writes 1 MiB at a time, in
-// batches of as many blocks as a volume makes of such a request. The writer's bytes
-// per second are returned too.
+// besideWriter measures single reads while another worker writes runs of as many
+// blocks as a volume has under way of a large request. The writer's bytes per second
+// are returned too.
 func (r *rawStore) besideWriter(ctx context.Context, d time.Duration) (result.Sample, int64, float64, error) {
 	var wrote result.Sample
 	var werr error
