@@ -252,6 +252,24 @@ func TestStuckLaneIsRelieved(t *testing.T) {
 	if l := (*d.fast.lanes.Load())[0]; !l.stuck.Load() || l.load.Load() != 1 {
 		t.Errorf("stuck lane: stuck %v, load %d", l.stuck.Load(), l.load.Load())
 	}
+	// A lane that is idle by then is taken before another is made.
+	for range 3 {
+		late := make(chan struct{})
+		go func() {
+			defer close(late)
+			(*d.fast.lanes.Load())[0].do(&call{wake: make(chan wake, 1)})
+		}()
+		waitFor(t, "a call queues behind the stuck batch", func() bool { return (*d.fast.lanes.Load())[0].queued() })
+		d.relieve(&d.fast)
+		select {
+		case <-late:
+		case <-time.After(10 * time.Second):
+			t.Fatal("a call waits behind the stuck batch beside an idle lane")
+		}
+	}
+	if n := len(*d.fast.lanes.Load()); n != 2 {
+		t.Errorf("%d lanes, want the stuck one and the one that relieves it", n)
+	}
 	close(stuck)
 	wg.Wait()
 	if (*d.fast.lanes.Load())[0].stuck.Load() {

@@ -80,19 +80,16 @@ func (l *lane) enter(c *call) (leads bool) {
 // lead serves one batch, which begins with the caller's own call, and hands over.
 func (l *lane) lead() {
 	own, n := l.gather()
-	done, waits := own.next, false
 	if left := l.serve(n); left != nil {
-		waits = own.req.Left
-		done = l.straggle(left, own)
+		l.straggle(left, own, n)
+		return
 	}
+	done := own.next
 	l.load.Add(int32(-n))
 	l.handOver()
 	// From here on the lane is somebody else's. A call that was woken may be used
 	// again at once, so next is read before.
 	wakeAll(done)
-	if waits {
-		<-own.wake
-	}
 }
 
 // wakeAll wakes the calls of a list: they have their results.
@@ -133,6 +130,18 @@ func (l *lane) append(first, last *call) {
 		l.last.next = first
 	}
 	l.last = last
+}
+
+// putBack queues anew what the caller, who leads, has taken and not served, so that
+// it can be relieved. It comes behind what queued meanwhile: requests have no order.
+func (l *lane) putBack() {
+	c := l.rest
+	l.rest, l.last = nil, nil
+	for c != nil {
+		next := c.next
+		l.enter(c) // queues, as the lane is led
+		c = next
+	}
 }
 
 // chain turns a taken list around: oldest first, with nil at its end. The list
@@ -179,7 +188,7 @@ func (l *lane) serve(n int) (left worker) {
 		}
 		l.worker = w
 	}
-	if l.stays || !l.takes && !l.d.stragglers.room() {
+	if l.stays {
 		l.worker.Do(l.d.ctx, reqs)
 		return nil
 	}
@@ -240,11 +249,16 @@ func (l *lane) relieve() (first, last *call, n int32) {
 	}
 }
 
-// adopt makes a relieved list the queue of l, which must be new: nobody else may
-// know it yet. The oldest call leads.
+// queued says whether anything waits to be taken. Any goroutine may ask.
+func (l *lane) queued() bool {
+	h := l.head.Load()
+	return h != nil && h != busy
+}
+
+// adopt makes a relieved list the queue of l, which the caller leads and which has
+// no other: the oldest call of the list leads from here on.
 func (l *lane) adopt(first, last *call, n int32) {
-	l.head.Store(busy)
-	l.load.Store(n)
+	l.load.Add(n)
 	l.rest, l.last = first, last
 	for c := first; c != nil; c = c.next {
 		c.lane = l

@@ -27,7 +27,8 @@ type stragglers struct {
 }
 
 // maxStragglers bounds the workers that wait for silent servers, hence their
-// connections. With more than that a lane waits itself.
+// connections. With more than that a lane keeps its worker, and takes no other
+// batch until that has finished.
 const maxStragglers = 16
 
 // maxSpares bounds the workers that are kept for the next time.
@@ -64,6 +65,26 @@ func (l *lane) finish(w worker, reqs []*volume.Request, done func()) {
 	}()
 }
 
+// hold is finish while there is no room: the lane stays led, by the goroutine that
+// waits, and counts as stuck when that takes long, so that what queues meanwhile
+// goes elsewhere (relieve).
+func (l *lane) hold(w worker, reqs []*volume.Request, done func()) {
+	s := &l.d.stragglers
+	s.wait.Add(1)
+	l.putBack()
+	l.began.Store(clock())
+	go func() {
+		defer s.wait.Done()
+		l.d.finishNow(w, reqs)
+		l.counters.failed(reqs)
+		l.began.Store(0)
+		l.stuck.Store(false)
+		l.load.Add(int32(-len(reqs)))
+		l.handOver()
+		done()
+	}()
+}
+
 func (d *dispatcher) finishNow(w worker, reqs []*volume.Request) {
 	s := &d.stragglers
 	defer func() {
@@ -85,11 +106,13 @@ func (d *dispatcher) finishNow(w worker, reqs []*volume.Request) {
 	}
 }
 
-// straggle parts the calls of a batch that begins with the leader's own: it sees
-// to those that are left, and returns the list of the others less the own one.
-func (l *lane) straggle(w worker, own *call) (done *call) {
+// straggle ends a batch of n calls that begins with the leader's own: those that
+// have their results are woken, and return, whatever becomes of those that are
+// left with w. It returns when the leader's own call has its result.
+func (l *lane) straggle(w worker, own *call, n int) {
 	var reqs []*volume.Request
-	var left *call
+	var left, done *call
+	waits := own.req.Left
 	for c := own; c != nil; {
 		next := c.next
 		switch {
@@ -101,8 +124,18 @@ func (l *lane) straggle(w worker, own *call) (done *call) {
 		}
 		c = next
 	}
-	l.finish(w, reqs, func() { wakeAll(left) })
-	return done
+	l.load.Add(int32(len(reqs) - n))
+	if l.d.stragglers.room() {
+		l.load.Add(int32(-len(reqs)))
+		l.finish(w, reqs, func() { wakeAll(left) })
+		l.handOver()
+	} else {
+		l.hold(w, reqs, func() { wakeAll(left) })
+	}
+	wakeAll(done)
+	if waits {
+		<-own.wake
+	}
 }
 
 // close waits for the stragglers and closes the spare workers.

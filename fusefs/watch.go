@@ -81,16 +81,45 @@ func (d *dispatcher) relieve(g *group) {
 			l.stuck.Store(false)
 			continue
 		}
-		if len(*g.lanes.Load()) >= d.lanesMax {
-			continue
-		}
+		d.relieveLane(g, l)
+	}
+}
+
+// relieveLane moves what waits in l to a lane that has become idle meanwhile, else to
+// a new one. Idle ones first, as each lane keeps a worker, with its buffers and
+// connections, for as long as the mount lives.
+func (d *dispatcher) relieveLane(g *group, l *lane) {
+	if !l.queued() {
+		return
+	}
+	if spare := g.lead(); spare != nil {
 		if first, last, n := l.relieve(); n > 0 {
-			spare := newLane(d)
-			spare.stays = l.stays
 			spare.adopt(first, last, n)
-			g.add(spare)
+		} else {
+			spare.handOver()
+		}
+		return
+	}
+	if len(*g.lanes.Load()) >= d.lanesMax {
+		return
+	}
+	if first, last, n := l.relieve(); n > 0 {
+		spare := newLane(d)
+		spare.stays = l.stays
+		spare.head.Store(busy)
+		spare.adopt(first, last, n)
+		g.add(spare)
+	}
+}
+
+// lead makes the caller leader of an idle lane and returns it, or nil.
+func (g *group) lead() *lane {
+	for _, l := range *g.lanes.Load() {
+		if l.head.CompareAndSwap(nil, busy) {
+			return l
 		}
 	}
+	return nil
 }
 
 // lookForAbort fails the requests in flight when the kernel does not wait for
