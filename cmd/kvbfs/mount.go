@@ -22,7 +22,7 @@ type mountCmd struct {
 	Dir         string `arg:"" help:"Empty directory to mount on, or /dev/fd/N of a FUSE connection that is mounted already (with -f)."`
 	Store       string `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
 	Foreground  bool   `short:"f" help:"Stay in the foreground and log to standard error."`
-	Workers     int    `help:"Batches served in parallel. Default: one per CPU." placeholder:"N"`
+	Workers     int    `help:"Batches served in parallel. Default: one per CPU that kvbfs may use." placeholder:"N"`
 	Connections int    `help:"Connections per worker and server." default:"1" placeholder:"N"`
 	CacheSize   string `help:"Memory for blocks that were read, as 512M; 0: none. Stores of this machine need none." default:"0" placeholder:"SIZE"`
 	ReadAhead   string `help:"How far to read ahead of who reads in sequence, into the cache; 0: not at all." default:"4M" placeholder:"SIZE"`

@@ -76,6 +76,11 @@ type server struct {
 // (soon after, or while the first one still drains) forces. It must not be called twice in a process.
 func Serve(ctx context.Context, cfg Config) error {
 	begin := time.Now()
+	cpus := min(runtime.NumCPU(), runtime.GOMAXPROCS(0)) // that this process may use: a container's quota counts
+	if cfg.FS.Workers <= 0 {
+		cfg.FS.Workers = cpus
+	}
+	runtime.GOMAXPROCS(cpus + cfg.FS.Workers*procsPerWorker)
 	s := &server{cfg: cfg, log: cfg.Stack.Log, gone: make(chan struct{}), ended: make(chan struct{}), force: make(chan struct{})}
 	if s.log == nil {
 		s.log = func(string, ...any) {}
@@ -85,11 +90,6 @@ func Serve(ctx context.Context, cfg Config) error {
 	defer signal.Stop(signals)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE) // a terminal or a log reader that goes takes no disk with it
 
-	workers := cfg.FS.Workers
-	if workers <= 0 {
-		workers = runtime.NumCPU()
-	}
-	runtime.GOMAXPROCS(runtime.NumCPU() + workers*procsPerWorker)
 	notes, err := s.prepare()
 	if err != nil {
 		return err
@@ -111,7 +111,7 @@ func Serve(ctx context.Context, cfg Config) error {
 		return errors.Join(err, s.closeAll(context.Background()))
 	}
 	if cfg.Ready != nil {
-		cfg.Ready(s.banner(workers, notes, time.Since(begin)))
+		cfg.Ready(s.banner(cfg.FS.Workers, notes, time.Since(begin)))
 	}
 	s.log("granted: %s", s.granted)
 	err = s.run(signals)
