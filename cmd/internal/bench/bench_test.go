@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,6 +108,17 @@ func TestPlan(t *testing.T) {
 	if seen["null/dev/ext4/randread-4k-qd1x1"] {
 		t.Error("a file system on a store that keeps nothing")
 	}
+	for _, id := range []string{"raw/get-4k-qd32x2 beside randrw-4k-qd32x2", "raw/set-4k-qd32x2 beside randrw-4k-qd32x2", "raw/set-4k-qd1x1 beside randwrite-4k-qd1x1",
+		"raw/get-run32x2 beside read-1m-qd4x1"} {
+		if !seen[id] {
+			t.Errorf("%s is missing", id)
+		}
+	}
+	for i, m := range p.all[1:] {
+		if before := p.all[i].row; m.row.Subject == result.Null && before.Subject == result.Raw && (before.Beside == nil || *before.Beside != m.row.Work) {
+			t.Errorf("%s is measured after %s", m.row.ID(), before.ID())
+		}
+	}
 	// A bound needs the null store's row of each of ours.
 	for id := range seen {
 		if rest, ok := strings.CutPrefix(id, "kvbfs/"); ok && !strings.Contains(id, "ext4") && !strings.Contains(id, "xfs") && !seen["null/"+rest] {
@@ -119,6 +131,11 @@ func TestPlanOnly(t *testing.T) {
 	p, err := planned(t, "^(null|kvbfs)/dev/loop/randread-4k-qd32x2$", false).plan()
 	if err != nil || len(p.all) != 2 || len(p.targets) != 2 {
 		t.Fatalf("%d measurements on %d targets: %v", len(p.all), len(p.targets), err)
+	}
+	p, err = planned(t, "^raw/get|^kvbfs/dev/loop/rand.*qd32x2$", false).plan()
+	if err != nil || !slices.ContainsFunc(p.all, func(m measurement) bool { return m.row.ID() == "raw/get-4k-qd32x2 beside randread-4k-qd32x2" }) ||
+		slices.ContainsFunc(p.all, func(m measurement) bool { return m.row.Beside != nil && m.row.Beside.Depth == 1 }) {
+		t.Errorf("a bound of what is selected, and of nothing else: %v", err)
 	}
 	p, err = planned(t, "^check/p99-beside-writer/dev/file$", false).plan()
 	if err != nil || len(p.all) != 0 || len(p.targets) != 1 {

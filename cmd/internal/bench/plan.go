@@ -111,6 +111,46 @@ func (p *planner) add(t *target, works []result.Work) {
 	}
 }
 
+// beside takes the raw store's work again next to each work whose bound it is part of.
+// It is meant for what p.add takes later; what that leaves out is dropped (unbounded).
+func (p *planner) beside(raw bool, works []result.Work, cpus int) {
+	if !raw {
+		return
+	}
+	for _, w := range works {
+		for _, shape := range rawShapes(w, cpus) {
+			if r := (result.Row{Subject: result.Raw, Work: shape}); p.wants(r) {
+				r.Beside = &w
+				p.plan.all = append(p.plan.all, measurement{row: r})
+			}
+		}
+	}
+}
+
+// rawShapes are the works of the raw client that stand for a work of fio in its bound.
+func rawShapes(w result.Work, cpus int) (all []result.Work) {
+	for _, kind := range map[string][]string{"randread": {"get"}, "read": {"get"}, "randwrite": {"set"}, "write": {"set"}, "randrw": {"get", "set"}}[w.Kind] {
+		shape := result.Work{Kind: kind, Block: block4k, Depth: 32, Jobs: cpus}
+		switch {
+		case w.Block > block4k:
+			shape.Run = rawRun
+		case w.Depth == 1:
+			shape.Depth, shape.Jobs = 1, min(w.Jobs, cpus)
+		}
+		all = append(all, shape)
+	}
+	return all
+}
+
+// unbounded drops what was taken beside works that no target has.
+func unbounded(all []measurement) []measurement {
+	has := map[result.Work]bool{}
+	for _, m := range all {
+		has[m.row.Work] = has[m.row.Work] || m.row.Subject == result.Kvbfs
+	}
+	return slices.DeleteFunc(all, func(m measurement) bool { return m.row.Beside != nil && !has[*m.row.Beside] })
+}
+
 // plan lists everything in the order in which a round measures it: works one
 // after the other, and for each work all targets, so that what will be compared is
 // measured at about the same time.
@@ -136,12 +176,14 @@ func (b *bench) plan() (plan, error) {
 			}
 		}
 	}
+	p.beside(b.raw, works(b.cpus, b.opt.Quick), b.cpus)
 	for _, t := range b.possible() {
 		p.add(t, works(b.cpus, b.opt.Quick))
 		if b.checkTargets(t) && !slices.Contains(p.plan.targets, t) {
 			p.plan.targets = append(p.plan.targets, t)
 		}
 	}
+	p.plan.all = unbounded(p.plan.all)
 	if len(p.plan.all) == 0 && !b.checksWanted() {
 		return plan{}, fmt.Errorf("--only %s selects nothing; a name is like kvbfs/dev/loop/randread-4k-qd32x%d", b.opt.Only, b.cpus)
 	}
@@ -151,12 +193,17 @@ func (b *bench) plan() (plan, error) {
 	return p.plan, nil
 }
 
-// order sorts measurements by work; the raw store comes first.
+// order sorts measurements by work; the raw store comes first, but for what of it
+// is measured beside a work.
 func order(r result.Row) string {
-	if r.Place == "" {
+	w := r.Work
+	switch {
+	case r.Beside != nil:
+		w = *r.Beside
+	case r.Place == "":
 		return ""
 	}
-	return fmt.Sprintf("%08d %04d %04d %s", r.Work.Block, r.Work.Depth, r.Work.Jobs, r.Work.Kind)
+	return fmt.Sprintf("%08d %04d %04d %s", w.Block, w.Depth, w.Jobs, w.Kind)
 }
 
 // possible lists the targets of this machine.

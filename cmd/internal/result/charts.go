@@ -49,7 +49,7 @@ func fileName(s string) string {
 func (r *Report) rawBars() plot.Bars {
 	c := plot.Bars{Title: "The store alone", Subtitle: "4 KiB operations per second of the raw client, by batch", Unit: "ops/s", Series: []string{"GET", "SET"}}
 	for _, row := range r.Rows {
-		if row.Subject != Raw || row.Work.Kind != "get" {
+		if row.Beside != nil || row.Subject != Raw || row.Work.Kind != "get" {
 			continue
 		}
 		w := row.Work

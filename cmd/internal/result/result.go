@@ -163,13 +163,16 @@ func (s Sample) Quiet() bool { return s.Steal <= MaxSteal }
 
 // Row is one thing that was measured.
 type Row struct {
-	Subject   string   `json:"subject"`
-	Transport string   `json:"transport,omitempty"` // dev, uring
-	Place     string   `json:"place,omitempty"`
-	Work      Work     `json:"work"`
-	Samples   []Sample `json:"samples"`
-	Median    Sample   `json:"median"`
-	Noisy     bool     `json:"noisy,omitempty"` // the median is not of quiet runs
+	Subject   string `json:"subject"`
+	Transport string `json:"transport,omitempty"` // dev, uring
+	Place     string `json:"place,omitempty"`
+	Work      Work   `json:"work"`
+	// Beside is the work next to which a row of the raw store was measured in each
+	// round, for its bound; such a row is shown nowhere. Nil: a row for itself.
+	Beside  *Work    `json:"beside,omitempty"`
+	Samples []Sample `json:"samples"` // one per round, in their order
+	Median  Sample   `json:"median"`
+	Noisy   bool     `json:"noisy,omitempty"` // the median is not of quiet runs
 }
 
 // ID names a row in one word, for --only and messages.
@@ -180,7 +183,11 @@ func (r Row) ID() string {
 			parts = append(parts, p)
 		}
 	}
-	return strings.Join(parts, "/")
+	id := strings.Join(parts, "/")
+	if r.Beside != nil {
+		id += " beside " + r.Beside.Name()
+	}
+	return id
 }
 
 // Settle computes the median of the samples: of the quiet ones if at least half

@@ -137,6 +137,57 @@ func TestBound(t *testing.T) {
 	}
 }
 
+// TestBoundInRounds: what was measured side by side is compared, so that a machine
+// that becomes slower between rounds, for all alike, changes no ratio.
+func TestBoundInRounds(t *testing.T) {
+	r := &Report{Machine: Machine{CPUs: 2}}
+	add := func(row Row, iops float64, steal ...float64) {
+		for i, speed := range []float64{1, 0.5, 0.8} {
+			s := Sample{IOPS: iops * speed}
+			if row.Subject == Raw && row.Beside == nil {
+				s.IOPS = iops // measured at another time
+			}
+			if i < len(steal) {
+				s.Steal = steal[i]
+			}
+			row.Samples = append(row.Samples, s)
+		}
+		row.Settle()
+		r.Rows = append(r.Rows, row)
+	}
+	get := func(depth int) Work { return Work{Kind: "get", Block: 4096, Depth: depth, Jobs: 2} }
+	add(Row{Subject: Raw, Work: get(8)}, 500000) // the best shape, by a quarter
+	add(Row{Subject: Raw, Work: get(32)}, 400000)
+	add(Row{Subject: Raw, Work: get(32), Beside: &read32}, 320000)
+	add(Row{Subject: Null, Transport: "dev", Place: Loop, Work: read32}, 100000)
+	add(Row{Subject: Kvbfs, Transport: "dev", Place: Loop, Work: read32}, 72000)
+	row := *r.Find(Kvbfs, "dev", Loop, read32)
+	// 1e5 and 320000*5/4 per second; the middle round has 0.8 of that.
+	if b, ok := r.Bound(row); !ok || !near(b, 64000) {
+		t.Errorf("bound %v (%v), want 64000", b, ok)
+	}
+	if e, ok := r.Efficiency(row); !ok || !near(e, 0.9) {
+		t.Errorf("efficiency %v (%v), want 0.9", e, ok)
+	}
+	if o, ok := r.OfLimit(row); !ok || !near(o, 0.18) {
+		t.Errorf("share of the limit %v (%v), want 0.18", o, ok)
+	}
+	if rate, _ := r.RawRate("get", read32); rate != 500000 {
+		t.Errorf("limit %v: a row beside another is shown for itself", rate)
+	}
+	if n := len(r.RawTable().Rows); n != 2 {
+		t.Errorf("%d rows of the raw store, want 2", n)
+	}
+	// A round with stolen time does not count.
+	noisy := Row{Subject: Kvbfs, Transport: "dev", Place: Loop, Work: read32}
+	r.Rows = r.Rows[:len(r.Rows)-1]
+	add(noisy, 72000, 50)
+	row = *r.Find(Kvbfs, "dev", Loop, read32)
+	if b, ok := r.Bound(row); !ok || !near(b, 52000) { // between 40000 and 64000
+		t.Errorf("bound of the quiet rounds %v (%v), want 52000", b, ok)
+	}
+}
+
 func TestChecks(t *testing.T) {
 	if c := (Check{Value: 3, Limit: 3}); !c.Holds() {
 		t.Error("at most 3 does not hold for 3")

@@ -23,6 +23,9 @@ func (r *Report) RawTable() Table {
 	noisy := false
 	for _, row := range r.Rows {
 		var name string
+		if row.Beside != nil {
+			continue
+		}
 		switch row.Subject {
 		case Raw:
 			name = row.Work.Title()
