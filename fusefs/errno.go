@@ -22,6 +22,14 @@ const (
 	enotempty    = fuse.Status(syscall.ENOTEMPTY)
 )
 
+// Unserved says whether err is what the kernel answers on a mount that nobody serves
+// any more: its connection is gone (ENOTCONN) or was while the request was under way
+// (ECONNABORTED; over io_uring also ECANCELED, of a request that was being handed to a
+// process that was killed: fuse_uring_send_in_task, fs/fuse/dev_uring.c).
+func Unserved(err error) bool {
+	return errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.ECANCELED)
+}
+
 // errPanic is what the calls of a batch get when its handler panicked.
 var errPanic = kvstore.ErrPanic
 

@@ -1,8 +1,10 @@
 package fusefs
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 	"testing"
 
@@ -40,6 +42,20 @@ func TestStatusOf(t *testing.T) {
 	for _, s := range statuses {
 		if s.status == fuse.EINTR || s.status == fuse.EAGAIN || s.status == fuse.ENOSYS {
 			t.Errorf("%v becomes %v, which the kernel must never see", s.err, s.status)
+		}
+	}
+}
+
+// TestUnserved: what the kernel answers when a daemon is gone, or was just killed.
+func TestUnserved(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOTCONN, syscall.ECONNABORTED, syscall.ECANCELED} {
+		if !Unserved(&os.PathError{Op: "statfs", Path: "/mnt", Err: errno}) {
+			t.Errorf("%v is not told apart", errno)
+		}
+	}
+	for _, err := range []error{nil, syscall.EIO, syscall.ENODEV, context.Canceled} {
+		if Unserved(err) {
+			t.Errorf("%v means that nobody serves", err)
 		}
 	}
 }

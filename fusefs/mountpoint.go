@@ -54,7 +54,7 @@ func checkMountPoint(dir string) (string, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("%w: %s does not exist; make it: mkdir -p %s", ErrMountPoint, abs, abs)
-	case errors.Is(err, syscall.ENOTCONN):
+	case Unserved(err):
 		return "", fmt.Errorf("%w: a dead FUSE mount is on %s; remove it: fusermount3 -u %s", ErrMountPoint, abs, abs)
 	case err != nil:
 		return "", fmt.Errorf("%w: %w", ErrMountPoint, err)

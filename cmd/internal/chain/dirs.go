@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
-
+	"github.com/kvbfs/kvbfs/fusefs"
 	"github.com/kvbfs/kvbfs/losetup"
 )
 
@@ -97,7 +97,7 @@ func (c *Chain) stop(ctx context.Context, name, store, dir string, res *Result) 
 			return nil
 		}
 		var err error
-		if isDead(c.sys.Probe(ctx, dir)) {
+		if fusefs.Unserved(c.sys.Probe(ctx, dir)) {
 			err = c.unmountAll(ctx, dir)
 		} else {
 			c.Progress("unmounting %s", store)

@@ -28,6 +28,7 @@ type fake struct {
 	table   []losetup.Mount
 	devices []losetup.Device
 	dead    map[string]bool // mount points whose daemon is gone
+	looked  map[string]int  // how often they were probed
 	broken  map[string]bool // devices that answer EIO
 	volumes map[string][]byte
 	sizes   map[string]int64
@@ -49,7 +50,7 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{dead: map[string]bool{}, broken: map[string]bool{}, volumes: map[string][]byte{}, sizes: map[string]int64{},
+	return &fake{dead: map[string]bool{}, looked: map[string]int{}, broken: map[string]bool{}, volumes: map[string][]byte{}, sizes: map[string]int64{},
 		users: map[string][]string{}, procs: map[int]bool{}, held: -1, provisions: syscall.EOPNOTSUPP}
 }
 
@@ -97,10 +98,14 @@ func (f *fake) serves(dir string) bool {
 }
 
 func (f *fake) Probe(_ context.Context, dir string) error {
-	if f.dead[dir] {
-		return syscall.ENOTCONN
+	if !f.dead[dir] {
+		return nil
 	}
-	return nil
+	// The first look may meet the daemon while it dies.
+	if f.looked[dir]++; f.looked[dir] == 1 {
+		return &os.PathError{Op: "statfs", Path: dir, Err: syscall.ECANCELED}
+	}
+	return syscall.ENOTCONN
 }
 
 func (f *fake) ImageSize(_ context.Context, image string) (int64, error) {

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/fusefs"
 	"github.com/kvbfs/kvbfs/losetup"
 )
 
@@ -106,15 +107,11 @@ func (c *Chain) living(ctx context.Context, store string, table []losetup.Mount)
 		switch err := c.sys.Probe(ctx, d.Dir); {
 		case err == nil:
 			live = append(live, d.Dir)
-		case !isDead(err):
+		case !fusefs.Unserved(err):
 			return nil, err
 		}
 	}
 	return live, nil
-}
-
-func isDead(err error) bool {
-	return errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED)
 }
 
 // findDead looks for mounts in our directories that nobody serves.
@@ -124,7 +121,7 @@ func (c *Chain) findDead(ctx context.Context, f *found, dirs, live []string) err
 		if !ok || slices.Contains(live, dir) {
 			continue
 		}
-		if err := c.sys.Probe(ctx, dir); err == nil || !isDead(err) || !m.FUSE() {
+		if err := c.sys.Probe(ctx, dir); err == nil || !fusefs.Unserved(err) || !m.FUSE() {
 			return fmt.Errorf("%s is mounted (%s), but not by a kvbfs that is known here: unmount it first", dir, m.Source)
 		}
 		f.dead = append(f.dead, dir)
@@ -204,7 +201,7 @@ func (c *Chain) findLost(ctx context.Context, f *found) {
 	if m, ok := losetup.MountAt(f.table, at); !ok || !m.FUSE() {
 		return
 	}
-	if f.dir == "" || !c.sys.Alive(f.record.Fuse2fs, "fuse2fs") || isDead(c.sys.Probe(ctx, at)) {
+	if f.dir == "" || !c.sys.Alive(f.record.Fuse2fs, "fuse2fs") || fusefs.Unserved(c.sys.Probe(ctx, at)) {
 		f.lost = at
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvbfs/kvbfs/fusefs"
 	"github.com/kvbfs/kvbfs/losetup"
 )
 
@@ -87,7 +88,7 @@ func (c *Chain) unmountAll(ctx context.Context, dir string) error {
 		if _, ok := losetup.MountAt(c.sys.Table(), dir); !ok {
 			return nil
 		}
-		if err := c.sys.Probe(ctx, dir); !isDead(err) {
+		if err := c.sys.Probe(ctx, dir); !fusefs.Unserved(err) {
 			return nil // what is below is alive
 		}
 		if err := c.sys.Unmount(ctx, dir, true); err != nil {

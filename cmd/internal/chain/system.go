@@ -27,7 +27,7 @@ type system interface {
 	// Daemons are those that live; Table is the mount table.
 	Daemons() ([]daemon.Mount, error)
 	Table() []losetup.Mount
-	// Probe asks a mount for a sign of life: syscall.ENOTCONN if it is dead.
+	// Probe asks a mount for a sign of life: fusefs.Unserved tells of the error if it is dead.
 	Probe(ctx context.Context, dir string) error
 	ImageSize(ctx context.Context, image string) (int64, error)
 	// Read returns the first n bytes of a device or image; Wipe zeroes them.
@@ -144,7 +144,10 @@ func bounded[T any](ctx context.Context, what string, call func() (T, error)) (T
 func (m *machine) Probe(ctx context.Context, dir string) error {
 	_, err := bounded(ctx, dir, func() (struct{}, error) {
 		var st unix.Statfs_t
-		return struct{}{}, unix.Statfs(dir, &st)
+		if err := unix.Statfs(dir, &st); err != nil {
+			return struct{}{}, &os.PathError{Op: "statfs", Path: dir, Err: err}
+		}
+		return struct{}{}, nil
 	})
 	return err
 }

@@ -5,11 +5,11 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kvbfs/kvbfs/fusefs"
 	"github.com/kvbfs/kvbfs/losetup"
 )
 
@@ -64,7 +64,7 @@ func (m FUSE) Dead() bool {
 	}()
 	select {
 	case err := <-done:
-		return errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED)
+		return fusefs.Unserved(err)
 	case <-time.After(2 * time.Second):
 		return false
 	}

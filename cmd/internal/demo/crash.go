@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
+	"github.com/kvbfs/kvbfs/fusefs"
 )
 
 // crashAfter is how long the writers write before the daemon is killed.
@@ -112,8 +113,7 @@ func (l *ledger) write(ctx context.Context, fd, writer int) error {
 		l.issued[off] = version
 		l.mu.Unlock()
 		if err := full(unix.Pwrite(fd, buf, off))(blockSize); err != nil {
-			if errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) ||
-				errors.Is(err, unix.ECANCELED) {
+			if errors.Is(err, unix.EIO) || fusefs.Unserved(err) {
 				return nil // what an open file sees of a dead daemon
 			}
 			return err
