@@ -53,6 +53,9 @@ func upDown(t *testing.T, r *rig.Rig, store, fs string) {
 	if first.Already || !first.MadeFS || first.FS != fs {
 		t.Errorf("the first up: %+v", first)
 	}
+	if r.Transport == "dev" && overRings(t, r.OnlyDaemon()) {
+		t.Error("up mounts over io_uring, where KVBFS_TRANSPORT is dev")
+	}
 	keep := filepath.Join(at, "keep")
 	if err := os.WriteFile(keep, []byte(fs), 0o644); err != nil {
 		t.Fatal(err)

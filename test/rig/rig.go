@@ -154,6 +154,9 @@ func (r *Rig) Env() []string {
 		// Where a binary with the race detector says what it found; see complaints.
 		"GORACE=log_path="+r.Path("race"),
 		"NO_COLOR=1", "LC_ALL=C.UTF-8")
+	if r.Transport != "" { // of mounts that up and demo make
+		env = append(env, "KVBFS_TRANSPORT="+r.Transport)
+	}
 	return append(env, r.extra...)
 }
 
