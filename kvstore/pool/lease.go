@@ -287,6 +287,10 @@ func heldError(volume string, r *leaseRecord) error {
 
 func forPeople(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
+// Server is the address of the server that has the lease's record: the first one of the
+// pool. Writes to all servers wait while it keeps silent for longer than the lease lasts.
+func (l *Lease) Server() string { return l.pool.table.Load().record.servers[0].address }
+
 // Fence is checked by the store before each send; it follows the lease.
 func (l *Lease) Fence() *kvstore.Fence { return &l.fence }
 

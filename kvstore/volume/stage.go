@@ -20,14 +20,14 @@ const stageLooks = 4096
 func (v *Volume) WaitsFor(kind RequestKind, off, n int64) string {
 	changes := kind != Read && kind != Flush
 	if l := v.lease.Load(); l != nil && (changes || kind == Flush) && !l.Fence().Passes() {
-		return "the volume's lease, which ran out and is being renewed"
+		return "the volume's lease, which ran out and is being renewed at " + l.Server()
 	}
 	first, end := uint64(off)/kvstore.BlockSize, uint64(off+max(n, 1)+kvstore.BlockSize-1)/kvstore.BlockSize
 	if kind == Flush {
 		first, end = 0, v.blocks.Load()
 	}
 	if l := v.reading.Load(); l != nil && !l.Fence().Passes() {
-		return "the volume's read lease, which ran out and is being renewed"
+		return "the volume's read lease, which ran out and is being renewed at " + l.Server()
 	}
 	if servers := v.silentServers(first, end); len(servers) > 0 {
 		return "server " + strings.Join(servers, " and ") + ", which does not answer"

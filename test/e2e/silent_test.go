@@ -17,7 +17,7 @@ import (
 func TestSilentServer(t *testing.T) {
 	rig.RequireFUSE(t)
 	r := rig.New(t, 8*time.Minute)
-	servers := []*rig.Memcached{r.MemcachedTCP(128), r.MemcachedTCP(128)}
+	servers := byLeases(r.MemcachedTCP(128), r.MemcachedTCP(128))
 	store := "memcached://" + servers[0].Addr + "," + servers[1].Addr
 	r.Create(store, "v", "64M")
 	m := r.Mount(store)

@@ -147,7 +147,8 @@ func stoppedServer(t *testing.T, r *rig.Rig, e rig.Engine, v string) {
 func TestOtherServersGoOn(t *testing.T) {
 	rig.RequireFUSE(t)
 	r := rig.New(t, 5*time.Minute)
-	a, b := r.MemcachedTCP(128), r.MemcachedTCP(128)
+	servers := byLeases(r.MemcachedTCP(128), r.MemcachedTCP(128))
+	b, a := servers[0], servers[1]
 	store := "memcached://" + a.Addr + "," + b.Addr
 	r.Create(store, "v", "64M")
 	m := r.Mount(store)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/result"
@@ -26,8 +28,8 @@ const (
 )
 
 // stopped measures random reads of one server's blocks with both servers alive,
-// and with the other one stopped while some reads wait for it. The first server
-// stays: it has the volume's lease.
+// and with the other one stopped while some reads wait for it. The server
+// whose address sorts first stays: it has the volume's lease.
 func (b *bench) stopped(ctx context.Context, transport string) (c result.Check, err error) {
 	c = result.Check{Name: checkStopped, What: "random reads of a server's blocks while another server is stopped, to before",
 		Transport: transport, Unit: "%", Limit: stoppedLimit, AtLeast: true}
@@ -41,6 +43,7 @@ func (b *bench) stopped(ctx context.Context, transport string) (c result.Check, 
 		two = append(two, s)
 		b.servers = append(b.servers, s)
 	}
+	slices.SortFunc(two, func(x, y *server) int { return strings.Compare(x.addr, y.addr) })
 	url, volume := storeURL(two...), "two-"+transport
 	m, err := b.serve(ctx, "stopped-"+transport, url, transport, map[string]int64{volume: stoppedVolume})
 	if err != nil {
