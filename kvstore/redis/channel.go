@@ -201,11 +201,6 @@ func (ch *channel) complete(r *request, err error) {
 	if r.op.Code == kvstore.Read {
 		return
 	}
-	if r.op.Code == kvstore.Discard {
-		ch.log.done(r, entryGone)
-	} else {
-		ch.log.done(r, entryDone)
-	}
 	// Before anybody learns of it: the next flush, of whatever channel, asks its nodes.
 	if written := &ch.store.servers[r.node.server].written; !written.Load() {
 		written.Store(true)

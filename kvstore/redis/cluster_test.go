@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -115,5 +116,120 @@ func TestFlushAsksWhoServes(t *testing.T) {
 			}}
 			want(t, ch.Flush(ctx, testLayer), kvstore.ErrAborted)
 		})
+	}
+}
+
+// standIn adds a node to a cluster whose data connections go to addr, and gives it all
+// slots; nobody else knows of it.
+func standIn(t *testing.T, s *Store, addr string) {
+	t.Helper()
+	n, err := s.nodeAt(bg(t), "127.0.0.1:1") // nobody listens there
+	want(t, err, nil)
+	at := unix.Sockaddr(&unix.SockaddrUnix{Name: addr})
+	n.where.At.Store(&at)
+	for i := range s.slots {
+		s.slots[i].Store(n)
+	}
+}
+
+// TestRefusedGoesElsewhere: a node that answers and cannot serve, as it is cut off from
+// its cluster, does not keep what another one has by now.
+func TestRefusedGoesElsewhere(t *testing.T) {
+	server := redistest.Cluster(t, 1, 0).Servers[0]
+	s := openUnproven(t, Config{Mode: Cluster}, server.Addr())
+	s.cfg.WaitReplicas = 1
+	s.looking.Store(math.MaxInt64 / 2) // the map is as the test says
+	serves := (*s.nodes.Load())[0]
+	addr := wiretest.Between(t, func(_ int, c net.Conn) {
+		in := bufio.NewReader(c)
+		if !greetWell(in, c) {
+			return
+		}
+		for {
+			line, err := in.ReadString('\n')
+			answer := ""
+			switch {
+			case err != nil:
+				return
+			case line == "GET\r\n":
+				answer = "-CLUSTERDOWN The cluster is down\r\n"
+			case line == "replication\r\n": // a flush: its mark, no replica, the history
+				answer = ":1\r\n:0\r\n$13\r\nrole:master\r\n\r\n"
+			default:
+				continue
+			}
+			for i := range s.slots {
+				s.slots[i].Store(serves)
+			}
+			_, _ = io.WriteString(c, answer)
+		}
+	})
+	t.Run("an operation", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+		defer cancel()
+		server.Do("SET", blockKey(key(1)), stored(key(1), 7, block(1)))
+		standIn(t, s, addr)
+		r := read(1)
+		channelOf(t, s).Do(ctx, []*kvstore.Op{r})
+		want(t, r.Err, nil)
+	})
+	t.Run("a flush", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+		defer cancel()
+		s.servers[0].written.Store(true)
+		standIn(t, s, addr)
+		ch := channelOf(t, s).(*channel)
+		// It ends when the node is found not to serve: who does has no replica.
+		want(t, ch.Flush(ends{ctx, func() bool { return ch.unserved }}, testLayer), kvstore.ErrAborted)
+	})
+}
+
+// TestHalfMovedSlot: while the keys of a slot are on another node already, the one that
+// still has the slot proves itself, and is flushed, by keys of its other slots.
+func TestHalfMovedSlot(t *testing.T) {
+	c := redistest.Cluster(t, 2, 1)
+	c.NoFailover()
+	proven := openStore(t, Config{Mode: Cluster, Servers: c.Addrs()[:1]})
+	waits := openUnproven(t, Config{Mode: Cluster, WaitReplicas: 1}, c.Servers[0].Addr())
+	for _, slot := range []int{0, copyEvery} {
+		c.HalfMove(c.Servers[0], c.Servers[1], slot)
+	}
+	for name, s := range map[string]*Store{"sentinel": proven, "mark of a flush": waits} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+			defer cancel()
+			ch := channelOf(t, s)
+			var ops []*kvstore.Op
+			for n := range uint64(32) {
+				ops = append(ops, write(n, kvstore.Any, block(n)))
+			}
+			ch.Do(ctx, ops)
+			for _, op := range ops {
+				want(t, op.Err, nil)
+			}
+			want(t, ch.Flush(ctx, testLayer), nil)
+		})
+	}
+}
+
+// TestReadBackOfAHalfMovedSlot: a node is read back though some of its blocks are on
+// another one already.
+func TestReadBackOfAHalfMovedSlot(t *testing.T) {
+	c := redistest.Cluster(t, 2, 0)
+	var book wiretest.Logbook
+	s := openUnproven(t, Config{Mode: Cluster, Log: book.Log}, c.Servers[0].Addr())
+	ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+	defer cancel()
+	ch := channelOf(t, s)
+	n := uint64(0)
+	for keySlot(blockKey(key(n))) >= slotCount/2 {
+		n++ // until the first node has it
+	}
+	want(t, do1(t, ch, write(n, kvstore.Any, block(n))), nil)
+	c.HalfMove(c.Servers[0], c.Servers[1], keySlot(blockKey(key(n))))
+	c.Servers[0].Do("DEBUG", "CHANGE-REPL-ID")
+	want(t, ch.Flush(ctx, testLayer), nil)
+	if book.Count("it has all of the last 1 blocks") != 1 {
+		t.Errorf("log: %q", book.Lines())
 	}
 }

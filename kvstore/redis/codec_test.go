@@ -72,13 +72,19 @@ func TestReadClusterNodes(t *testing.T) {
 // FuzzParseReply: no bytes lead to a panic, a reply is never longer than its bytes,
 // and it is the same however it arrives.
 func FuzzParseReply(f *testing.F) {
+	const longest = maxLine + 1000 // more teaches nothing, and is copied for each execution
 	for _, s := range garbage {
-		f.Add([]byte(s))
+		if len(s) <= longest {
+			f.Add([]byte(s))
+		}
 	}
 	for _, s := range []string{"+OK\r\n", "$-1\r\n", "$3\r\nabc\r\n", ":-5\r\n", "*2\r\n:1\r\n:0\r\n", "-OOM command not allowed\r\n"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > longest {
+			return
+		}
 		rep, n, err := parseReply(b, 1000)
 		if n < 0 || n > len(b) || n > 0 && err != nil {
 			t.Fatalf("%d of %d bytes, %v", n, len(b), err)
@@ -143,40 +149,53 @@ func FuzzReceive(f *testing.F) {
 	f.Add([]byte{1, 1, 0, 0, 0, 0}, []byte{})
 	f.Add([]byte{0, 0, 0, 0}, []byte{124, 124, 125, 1, 1, 1})
 	f.Add(bytes.Repeat([]byte{0}, 70), bytes.Repeat([]byte{200, 3}, 9))
+	// Shared by all executions: to make them takes longer than to use them.
+	const most = 100
+	in, requests, iov := make([]byte, bufferSize), make([]request, most), make([]unix.Iovec, 0, 2*maxScattered+2)
+	var ops [most]*kvstore.Op
+	var blocks, good [most][]byte
+	for i := range ops {
+		ops[i], blocks[i] = read(uint64(i)), block(uint64(i))
+		good[i] = fmt.Appendf(nil, "$%d\r\n%s\r\n", valueSize, stored(ops[i].Key, ops[i].Seed, blocks[i]))
+	}
+	long := fmt.Appendf(nil, "$%d\r\n%s\r\n", 2*valueSize, bytes.Repeat([]byte("l"), 2*valueSize))
+	room := make([]byte, 0, most*len(long))
 	f.Fuzz(func(t *testing.T, kinds, cuts []byte) {
-		if len(kinds) == 0 || len(kinds) > 100 {
+		if len(kinds) == 0 || len(kinds) > most {
 			return
 		}
+		ops, sent := ops[:len(kinds)], room
 		s := &Store{servers: []*server{{}}}
 		n := &node{store: s}
 		n.outage.Log = func(string, ...any) {}
 		s.nodes.Store(&[]*node{n})
 		ch := &channel{store: s, turn: []int{0}, per: 1}
-		c := &conn{ch: ch, node: n, state: ready, in: make([]byte, bufferSize)}
+		c := &conn{ch: ch, node: n, state: ready, in: in}
+		c.scatter.iov = iov
 		line := &pieces{cuts: cuts}
 		c.link = line
-		var ops []*kvstore.Op
 		for i, kind := range kinds {
-			op := read(uint64(i))
-			ops = append(ops, op)
-			r := &request{}
+			op, r := ops[i], &requests[i]
+			clear(op.Data)
+			op.Err = kvstore.ErrPending
 			r.begin(op, 1)
 			r.node = n
 			c.flight.Push(r)
 			ch.pending++
 			switch kind % 5 {
 			case 0:
-				line.data = fmt.Appendf(line.data, "$%d\r\n%s\r\n", valueSize, stored(op.Key, op.Seed, block(uint64(i))))
+				sent = append(sent, good[i]...)
 			case 1:
-				line.data = append(line.data, "$-1\r\n"...)
+				sent = append(sent, "$-1\r\n"...)
 			case 2:
-				line.data = append(line.data, "$5\r\nshort\r\n"...)
+				sent = append(sent, "$5\r\nshort\r\n"...)
 			case 3:
-				line.data = append(line.data, "-WRONGTYPE Operation against a key\r\n"...)
+				sent = append(sent, "-WRONGTYPE Operation against a key\r\n"...)
 			case 4:
-				line.data = fmt.Appendf(line.data, "$%d\r\n%s\r\n", 2*valueSize, bytes.Repeat([]byte("l"), 2*valueSize))
+				sent = append(sent, long...)
 			}
 		}
+		line.data = sent
 		for c.receive(false) {
 		}
 		if ch.pending != 0 || c.r != c.w || len(line.data) != 0 {
@@ -186,7 +205,7 @@ func FuzzReceive(f *testing.F) {
 			switch kinds[i] % 5 {
 			case 0:
 				want(t, op.Err, nil)
-				if !bytes.Equal(op.Data, block(uint64(i))) {
+				if !bytes.Equal(op.Data, blocks[i]) {
 					t.Fatalf("block %d has other data", i)
 				}
 			case 1:

@@ -56,6 +56,7 @@ type conn struct {
 	scatter scatter
 
 	greeting  greeting
+	era       uint32         // of the node, when it was greeted
 	failures  int            // dials in a row that led to nothing
 	retryAt   time.Time      // earliest next dial
 	restUntil time.Time      // nothing is sent before: the server asked for patience
@@ -160,7 +161,7 @@ func (c *conn) trySecure() {
 
 // greet sends what must be answered before anything else is sent.
 func (c *conn) greet() {
-	c.state = proving
+	c.state, c.era = proving, c.node.era.Load()
 	c.greeting = greeting{}
 	cmd := c.node.appendGreeting(nil, &c.greeting)
 	iov := wire.Vector(nil, cmd)
@@ -214,6 +215,9 @@ var errFence = errors.New("write lease ended while sending")
 
 // send sends until all is sent, the socket is full, or the server wants a rest.
 func (c *conn) send() error {
+	if c.outdated() {
+		return errOutdated
+	}
 	// Ciphertext that waits for the socket is as unsent as vectors are.
 	if c.link.unsent() && !c.fencesPass() {
 		return errFence
@@ -233,6 +237,9 @@ func (c *conn) send() error {
 		} else if !c.fencesPass() {
 			return errFence
 		}
+		if c.outdated() { // it was not before the ledger knew of what is sent: see recognise
+			return errOutdated
+		}
 		n, err := c.link.send(c.unsent)
 		if err == unix.EAGAIN {
 			return nil
@@ -245,7 +252,8 @@ func (c *conn) send() error {
 	}
 }
 
-// resting says that the server asked for patience, and looks whether that is over.
+// resting says that the server asked for patience, and looks whether that is over. By
+// then another node may have what this one refuses.
 func (c *conn) resting() bool {
 	if c.restUntil.IsZero() {
 		return false
@@ -254,6 +262,10 @@ func (c *conn) resting() bool {
 		return true
 	}
 	c.restUntil = time.Time{}
+	if c.node.store.moves() && c.reroute() {
+		c.restSince = time.Time{} // nobody waits for this node
+		return true
+	}
 	return false
 }
 
@@ -384,6 +396,9 @@ func (c *conn) answer(rep reply) error {
 	}
 	switch out {
 	case outDone:
+		if result == nil && req.writes() && !c.ch.log.acknowledge(req, c) {
+			return errOutdated
+		}
 		c.restSince = time.Time{}
 		if req.step == stepFlush {
 			c.node.unconfirmed.Healthy()

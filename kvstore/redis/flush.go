@@ -41,14 +41,15 @@ type flushParts struct {
 	stable int64
 }
 
-func (n *node) flushParts() (parts flushParts) {
+// flushParts returns the commands of a flush, and the key of the sentinel that it asks for.
+func (n *node) flushParts() (parts flushParts, key string) {
 	add := func(on bool, p flushPart) {
 		if on {
 			parts.list[parts.count] = p
 			parts.count++
 		}
 	}
-	_, proof := n.sentinel()
+	key, proof := n.sentinel()
 	cfg := &n.store.cfg
 	add(proof != nil, flushProof)
 	add(cfg.WaitReplicas > 0 || cfg.WaitAOF, flushMark)
@@ -56,19 +57,18 @@ func (n *node) flushParts() (parts flushParts) {
 	add(cfg.WaitAOF, flushWaitAOF)
 	add(true, flushHistory)
 	parts.past, parts.stable = n.past()
-	return parts
+	return parts, key
 }
 
 // markName is the key that flushes write.
 const markName = "kvbfs:flush"
 
 // appendFlush appends all commands of a flush.
-func (n *node) appendFlush(b []byte, parts flushParts) []byte {
+func (n *node) appendFlush(b []byte, parts flushParts, key string) []byte {
 	cfg := &n.store.cfg
 	for _, p := range parts.list[:parts.count] {
 		switch p {
 		case flushProof:
-			key, _ := n.sentinel()
 			b = appendCommand(b, "GET", key)
 		case flushMark:
 			b = appendCommand(b, "EVAL", storeScript, "1", n.slotKey(markName), "", "", "")
@@ -89,6 +89,7 @@ func (n *node) appendFlush(b []byte, parts flushParts) []byte {
 func (r *request) acceptFlush(rep reply) (outcome, error, error) {
 	part, count := r.parts.list[r.part], r.parts.count
 	if rep.kind == replyError {
+		r.node.passOver(rep.line)
 		return outMore, nil, &serverError{string(rep.line)} // all of it again
 	}
 	cfg := &r.node.store.cfg
@@ -96,7 +97,8 @@ func (r *request) acceptFlush(rep reply) (outcome, error, error) {
 	case part == flushProof && rep.kind == replyNil:
 		return r.unproven(count)
 	case part == flushProof && rep.kind == replyBulk:
-		if _, value := r.node.sentinel(); !sentinelMatches(rep.data, value) {
+		// Not what the node would be asked now: it may have lost all slots with a copy.
+		if !sentinelMatches(rep.data, r.node.store.servers[r.node.server].sentinelValue) {
 			return r.unproven(count)
 		}
 	case part == flushMark && rep.kind == replyInt && rep.n == 1:

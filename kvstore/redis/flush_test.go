@@ -8,6 +8,22 @@ import (
 	"github.com/kvbfs/kvbfs/kvstore"
 )
 
+// TestProofOutlivesTheMap: who proves himself by a slot that is elsewhere when his answer
+// is looked at has not lost anything.
+func TestProofOutlivesTheMap(t *testing.T) {
+	s := &Store{cfg: Config{Mode: Cluster}, servers: []*server{{sentinelKey: "x:sentinel", sentinelValue: []byte("proof")}}}
+	n, other := &node{store: s}, &node{store: s}
+	s.slots[5*copyEvery].Store(n)
+	r := &request{step: stepFlush, node: n}
+	if sent := string(r.head(nil)); !strings.Contains(sent, copyKey("x:sentinel", 5)) {
+		t.Fatalf("sent %q", sent)
+	}
+	s.slots[5*copyEvery].Store(other)
+	if out, result, bad := r.accept(reply{kind: replyBulk, data: []byte("proof12345678")}); out != outMore || result != nil || bad != nil {
+		t.Errorf("outcome %v, %v, %v", out, result, bad)
+	}
+}
+
 // TestFlushReplies: what each sequence of replies to a flush means. WAITAOF is of Redis
 // 7.2, which not every machine has: its replies are played here.
 func TestFlushReplies(t *testing.T) {

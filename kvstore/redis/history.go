@@ -22,6 +22,11 @@ import (
 // went back. A replica that takes over names the history that it continues, and from
 // where.
 //
+// What else is sent on a connection looks at the era of its node only, and so does a change
+// when it is answered. A new one begins when another node has taken over, as it may be back
+// when the connection is used next, and when the node has to show something. A connection
+// of an older era is greeted anew, and what is unanswered on it is sent again.
+//
 // Where the history is another one, or shorter than a flush found it, the node has to
 // show what we remember: each channel keeps the tags of its last writes (ledger).
 // Until they were read back nobody uses the node. If one is missing or older, all
@@ -64,15 +69,46 @@ func (n *node) recognise(r replication) error {
 	case known && r.offset >= stable:
 		h.of[n] = r.id
 		return nil
-	case !met && !known && !continues && (n.store.cfg.Mode != Sentinel || len(h.of) == 0):
-		// A node that is new to us.
+	case !met && !known && !continues && !n.owes():
+		// A node that is new to us, and has nothing of ours.
 		h.of[n], h.stable[r.id] = r.id, 0
 		return nil
 	}
 	h.checking[n] = true
+	// Nothing is sent on any open connection from now on but what the ledgers know of.
+	n.era.Add(1)
 	n.store.rewinds.Add(1)
 	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r) })
 	return errChecking
+}
+
+// ousted notes that another node has taken this one's place.
+func (n *node) ousted() {
+	n.era.Add(1)
+	n.store.rewinds.Add(1)
+}
+
+// errOutdated: the node may have become a replica and a master again, or is being read back.
+var errOutdated = errors.New("it may have another past than when this connection met it")
+
+// outdated says whether the connection must be greeted anew.
+func (c *conn) outdated() bool { return c.era != c.node.era.Load() }
+
+// owes says whether a node that is new to us should have something that we remember.
+// histories.mu is held.
+func (n *node) owes() bool {
+	h := &n.store.histories
+	switch n.store.cfg.Mode {
+	case Sentinel:
+		return len(h.of) > 0
+	case Cluster:
+		for l := range h.ledgers {
+			if l.owed(n) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // errPast: the node went on with another past while its connections stayed open, as
@@ -109,6 +145,15 @@ func (n *node) continues(r replication, flush *request) error {
 // readBack compares what a node has with what channels remember, then lets the node
 // be used.
 func (n *node) readBack(ctx context.Context, r replication) {
+	if n.store.hearsay() {
+		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
+	}
+	// Whose place this node has may not be told yet, as the map changes first.
+	for _, m := range *n.store.nodes.Load() {
+		if m != n && m.server == n.server && !m.serves() {
+			m.era.Add(1)
+		}
+	}
 	h := &n.store.histories
 	lost, total, first, err := n.compare(ctx)
 	h.mu.Lock()
@@ -145,11 +190,18 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 			}
 			return nil
 		})
-		if err != nil {
+		var said goredis.Error
+		if err != nil && !errors.As(err, &said) { // else it is the first one that is refused
 			return err
 		}
 		for i, reply := range replies {
-			text, _ := reply.(*goredis.StringCmd).Result()
+			text, err := reply.(*goredis.StringCmd).Result()
+			if err != nil {
+				text, err = n.elsewhere(ctx, keys[i], err)
+			}
+			if err != nil {
+				return err
+			}
 			tag := uint64(0)
 			if len(text) == trailer {
 				_, tag = readTrailer([]byte(text))
@@ -180,20 +232,50 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 	return lost, total, first, err
 }
 
+// elsewhere follows the ASK that a node answered instead of a block's tag: the block is on
+// the way to another node, which may take long, or stay like that.
+func (n *node) elsewhere(ctx context.Context, key [kvstore.KeySize]byte, why error) (string, error) {
+	var said goredis.Error
+	if !errors.As(why, &said) {
+		return "", why
+	}
+	to, asking := n.store.redirected(n, []byte(said.Error()))
+	if !asking {
+		return "", why
+	}
+	var reply *goredis.StringCmd
+	_, err := to.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
+		p.Do(ctx, "ASKING")
+		reply = p.GetRange(ctx, string(key[:]), kvstore.BlockSize, valueSize-1)
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return reply.Result()
+}
+
 // expected is what a block may hold.
 type expected struct {
 	at   int64  // when what was acknowledged last was sent
 	tag  uint64 // of that; 0: nothing is remembered
 	gone bool   // it was discarded: anything may be there
-	open []uint64
+	open []unanswered
+}
+
+// unanswered is a change that may have been executed, or not.
+type unanswered struct {
+	at  int64
+	tag uint64
 }
 
 func (e *expected) has(tag uint64) bool {
 	if e.tag == 0 || tag == e.tag { // nothing acknowledged is remembered
 		return true
 	}
-	for _, t := range e.open {
-		if t == tag {
+	for _, o := range e.open {
+		// What was sent before something that was acknowledged was over by then.
+		if o.tag == tag && o.at >= e.at {
 			return true
 		}
 	}
@@ -223,7 +305,7 @@ func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
 			}
 			switch {
 			case e.state == entrySent:
-				w.open = append(w.open, e.tag)
+				w.open = append(w.open, unanswered{e.at, e.tag})
 			case e.at >= w.at:
 				w.at, w.tag, w.gone = e.at, e.tag, e.state == entryGone
 			}
@@ -248,8 +330,8 @@ const (
 
 // entry is one remembered write or discard.
 type entry struct {
-	tag    uint64
-	at     int64 // when it was sent, nanoseconds
+	tag    uint64 // 0: a discard
+	at     int64  // when it was sent, nanoseconds
 	key    [kvstore.KeySize]byte
 	server uint16
 	state  entryState
@@ -316,7 +398,11 @@ func (l *ledger) send(r *request, at int64) {
 	if l.entries == nil {
 		l.entries = make([]entry, ledgerSize)
 	}
-	l.entries[l.next] = entry{tag: r.tag, at: at, key: r.key, server: uint16(r.node.server), state: entrySent, fence: r.op.Fence}
+	tag := r.tag
+	if r.op.Code == kvstore.Discard {
+		tag = 0 // as compare takes what is not there
+	}
+	l.entries[l.next] = entry{tag: tag, at: at, key: r.key, server: uint16(r.node.server), state: entrySent, fence: r.op.Fence}
 	l.next = (l.next + 1) % ledgerSize
 	r.entry = l.next
 	if l.next == 0 {
@@ -324,9 +410,42 @@ func (l *ledger) send(r *request, at int64) {
 	}
 }
 
+// owed says whether a node should have something that is remembered as acknowledged; as
+// long as the map is hearsay, anything counts.
+func (l *ledger) owed(n *node) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	whole := !n.store.hearsay()
+	for i := range l.entries {
+		e := &l.entries[i]
+		if e.state == entryDone && !e.fence.Closed() && (!whole || n.store.route(e.key[:], n.server) == n) {
+			return true
+		}
+	}
+	return false
+}
+
 // done notes how a request that was sent ended.
 func (l *ledger) done(r *request, state entryState) {
 	l.mu.Lock()
 	l.entries[r.entry-1].state = state
 	l.mu.Unlock()
+}
+
+// acknowledge notes that a change was answered with success on a connection. False: an
+// answer of an older era is none, as who was read back meanwhile need not have the change.
+// The mutex orders the two: who is read back either finds it acknowledged or had the era
+// ended before.
+func (l *ledger) acknowledge(r *request, c *conn) bool {
+	state := entryDone
+	if r.op.Code == kvstore.Discard {
+		state = entryGone
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.outdated() {
+		return false
+	}
+	l.entries[r.entry-1].state = state
+	return true
 }

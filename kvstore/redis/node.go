@@ -34,6 +34,12 @@ type node struct {
 	// spare counts vital blocks that were stored while it is full.
 	spare atomic.Int32
 
+	// copyFrom is where slotKey begins to look.
+	copyFrom atomic.Int32
+
+	// era grows when connections that are open must be greeted anew: see history.go.
+	era atomic.Uint32
+
 	holds   wire.Holds
 	outage  wire.Outage
 	silence wire.Silence
@@ -116,8 +122,10 @@ func (c *conn) prove() error {
 		}
 		if rep.kind == replyError && c.greeting.steps[0] != greetName {
 			switch classify(rep.line) {
-			case refuseMoved, refuseAsk: // the sentinel's slot has moved: the next try asks for another
+			case refuseMoved: // the sentinel's slot has: the next try asks for another
 				c.node.store.redirected(c.node, rep.line)
+			case refuseAsk:
+				c.node.passOver(rep.line)
 			}
 			return &serverError{string(rep.line)}
 		}

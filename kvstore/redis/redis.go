@@ -125,6 +125,9 @@ type Store struct {
 	master  atomic.Pointer[node]
 	slots   [slotCount]atomic.Pointer[node]
 	looking atomic.Int64 // when lookAround began last, nanoseconds
+	// told counts the MOVED that were believed, and mapped is how many of them were
+	// known when the newest whole map was asked for: see hearsay.
+	told, mapped atomic.Uint64
 
 	histories histories
 	rewinds   atomic.Uint64

@@ -293,8 +293,9 @@ func (r *request) head(b []byte) []byte {
 	case stepReplace, stepAdd:
 		b = append(b, setIfHead...)
 	case stepFlush:
-		r.parts = r.node.flushParts()
-		return r.node.appendFlush(b, r.parts)
+		var key string
+		r.parts, key = r.node.flushParts()
+		return r.node.appendFlush(b, r.parts, key)
 	default:
 		b = append(b, storeHead...)
 		b = append(b, r.key[:]...)

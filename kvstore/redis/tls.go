@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -29,27 +28,33 @@ type rawConn struct {
 	out  []byte
 	msg  unix.Msghdr
 	iov  [1]unix.Iovec
-	// until, while the handshake runs, is when reads and writes give up: they wait.
-	until time.Time
+	// ctx is set while the handshake runs: reads and writes wait, until it ends.
+	ctx context.Context
 }
 
-// errNotNow is temporary, and os.ErrDeadlineExceeded for who asks.
+// errNotNow is temporary.
 type errNotNow struct{}
 
 func (errNotNow) Error() string   { return "nothing to read now" }
 func (errNotNow) Timeout() bool   { return true }
 func (errNotNow) Temporary() bool { return true }
 
+// over says that the time of the handshake is.
+func (c *rawConn) over() bool { return c.ctx != nil && c.ctx.Err() != nil }
+
 func (c *rawConn) Read(p []byte) (int, error) {
 	for {
+		if c.over() { // though something comes now and then
+			return 0, c.ctx.Err()
+		}
 		c.iov[0].Base = &p[0]
 		c.iov[0].SetLen(len(p))
-		n, err := wire.Receive(c.fd, &c.msg, c.iov[:], c.wait || !c.until.IsZero(), false)
+		n, err := wire.Receive(c.fd, &c.msg, c.iov[:], c.wait || c.ctx != nil, false)
 		c.wait = false // what follows in the same call must be there already
 		switch {
-		case err == unix.EAGAIN && time.Now().Before(c.until):
-		case err == unix.EAGAIN:
+		case err == unix.EAGAIN && c.ctx == nil:
 			return 0, errNotNow{}
+		case err == unix.EAGAIN:
 		case err != nil:
 			return 0, err
 		case n == 0:
@@ -61,11 +66,14 @@ func (c *rawConn) Read(p []byte) (int, error) {
 }
 
 func (c *rawConn) Write(p []byte) (int, error) {
+	if c.over() {
+		return 0, c.ctx.Err()
+	}
 	c.out = append(c.out, p...)
 	err := c.flush()
-	for err == nil && len(c.out) > 0 && !c.until.IsZero() {
-		if time.Now().After(c.until) {
-			return 0, os.ErrDeadlineExceeded
+	for err == nil && len(c.out) > 0 && c.ctx != nil {
+		if c.over() {
+			return 0, c.ctx.Err()
 		}
 		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLOUT}}, int(slice/time.Millisecond))
 		err = c.flush()
@@ -95,7 +103,9 @@ func (c *rawConn) flush() error {
 	return nil
 }
 
-func (c *rawConn) Close() error                     { return unix.Close(c.fd) }
+// Close does nothing: whoever dialled closes the socket, once. crypto/tls would do it
+// beside the handshake, and the second close hit whoever has the number by then.
+func (c *rawConn) Close() error                     { return nil }
 func (c *rawConn) LocalAddr() net.Addr              { return nil }
 func (c *rawConn) RemoteAddr() net.Addr             { return nil }
 func (c *rawConn) SetDeadline(time.Time) error      { return nil }
@@ -192,10 +202,12 @@ func (n *node) startTLS(fd int) *handshake {
 	h := &handshake{over: make(chan struct{})}
 	n.store.helpers.Go(func(ctx context.Context) {
 		defer close(h.over)
-		raw := &rawConn{fd: fd, until: time.Now().Add(n.store.cfg.TryTimeout)}
+		ctx, cancel := context.WithTimeout(ctx, n.store.cfg.TryTimeout)
+		defer cancel()
+		raw := &rawConn{fd: fd, ctx: ctx}
 		conn := tls.Client(raw, n.store.tlsFor(n.addr))
-		h.err = conn.HandshakeContext(ctx)
-		raw.until = time.Time{}
+		h.err = conn.HandshakeContext(context.Background()) // raw looks at ctx
+		raw.ctx = nil
 		h.link = &secured{raw: raw, conn: conn, text: make([]byte, 0, recordSize)}
 		if h.err != nil || !h.owner.CompareAndSwap(0, 1) {
 			_ = unix.Close(fd)

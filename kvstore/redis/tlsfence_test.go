@@ -2,6 +2,7 @@ package redis
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
@@ -9,11 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
@@ -81,4 +84,52 @@ func TestFenceHoldsCiphertext(t *testing.T) {
 	if n := <-got; n > int64(writes*perWrite-left) {
 		t.Errorf("%d bytes of writes arrived, though %d were unsent when the lease ended", n, left)
 	}
+}
+
+// TestHandshakeEnds: a handshake whose time is over ends, though its server drips bytes.
+func TestHandshakeEnds(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	want(t, err, nil)
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	_, err = unix.Write(pair[1], make([]byte, 1))
+	want(t, err, nil)
+	ctx, cancel := context.WithCancel(bg(t))
+	cancel()
+	c := &rawConn{fd: pair[0], ctx: ctx}
+	_, err = c.Read(make([]byte, 1))
+	want(t, err, context.Canceled)
+	_, err = c.Write(make([]byte, 1))
+	want(t, err, context.Canceled)
+}
+
+// TestHandshakeClosesOnce: the store is closed during a handshake. Who has the number of
+// its socket next keeps it.
+func TestHandshakeClosesOnce(t *testing.T) {
+	s := &Store{cfg: Config{TLS: &tls.Config{MinVersion: tls.VersionTLS12}, TryTimeout: time.Minute}, helpers: wire.NewHelpers(t.Logf)}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	want(t, err, nil)
+	defer unix.Close(pair[1])
+	// The handshake notices late that it is over.
+	want(t, unix.SetsockoptTimeval(pair[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 500_000}), nil)
+	h := (&node{store: s, addr: "127.0.0.1:1"}).startTLS(pair[0])
+	_, err = unix.Read(pair[1], make([]byte, 1)) // of the hello
+	want(t, err, nil)
+	go s.helpers.Close()
+	number := -1
+	for end := time.Now().Add(10 * time.Second); number != pair[0]; time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(end) {
+			t.Fatal("the socket stays open")
+		}
+		if number >= 0 {
+			unix.Close(number)
+		}
+		number, err = unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, pair[0])
+		want(t, err, nil)
+	}
+	<-h.over
+	if _, err := unix.FcntlInt(uintptr(number), unix.F_GETFD, 0); err != nil {
+		t.Errorf("a file with the number that the socket had was closed: %v", err)
+	}
+	unix.Close(number)
 }

@@ -98,15 +98,20 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	if classify(line) == refuseAsk {
 		return to, true
 	}
+	s.told.Add(1)
 	if s.slots[slot].Swap(to); to != from && !from.serves() {
-		s.rewinds.Add(1)
+		from.ousted()
 	}
 	s.lookAround()
 	return to, false
 }
 
-// reroute moves what is queued and belongs elsewhere by now. It returns true if
-// nothing is left. The connection is closed.
+// hearsay says that a MOVED told of a slot, and that what else moved with it may not be
+// in the map yet.
+func (s *Store) hearsay() bool { return s.told.Load() != s.mapped.Load() }
+
+// reroute moves what is queued and belongs elsewhere by now; what is in flight stays.
+// It returns true if nothing is left in the queue.
 func (c *conn) reroute() bool {
 	for range c.queue.Len() {
 		r := c.queue.Pop()
@@ -212,7 +217,7 @@ func (s *Store) lookMaster(ctx context.Context) error {
 			return err
 		}
 		if old := s.master.Swap(n); old != nil && old != n {
-			s.rewinds.Add(1)
+			old.ousted()
 		}
 		return nil
 	}
@@ -245,6 +250,7 @@ func (s *Store) lookCluster(ctx context.Context) error {
 	var mu sync.Mutex // guards claims, last
 	var claims [slotCount]claim
 	last := error(kvstore.ErrUnreachable)
+	told := s.told.Load()
 	var wg sync.WaitGroup
 	for _, n := range *s.nodes.Load() {
 		wg.Go(func() {
@@ -278,12 +284,13 @@ func (s *Store) lookCluster(ctx context.Context) error {
 	}
 	for n := range left {
 		if n != nil && !n.serves() { // not slots that move one by one
-			s.rewinds.Add(1)
+			n.ousted()
 		}
 	}
 	if missing == slotCount {
 		return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0], Err: last}
 	}
+	s.mapped.Store(told)
 	for slot := range s.slots {
 		if s.slots[slot].Load() == nil {
 			return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0],
@@ -365,12 +372,22 @@ func (n *node) slotKey(name string) string {
 	if n.store.cfg.Mode != Cluster {
 		return name
 	}
-	for i := range copies {
+	from := int(n.copyFrom.Load())
+	for k := range copies {
+		i := (from + k) % copies
 		if n.store.slots[i*copyEvery].Load() == n {
 			return copyKey(name, i)
 		}
 	}
 	return ""
+}
+
+// passOver has slotKey look behind the slot that an ASK names: what is asked for there
+// is on its way to another node, which may take long or end half-way.
+func (n *node) passOver(line []byte) {
+	if slot, _, ok := redirection(line); ok && classify(line) == refuseAsk {
+		n.copyFrom.Store(int32(slot/copyEvery + 1))
+	}
 }
 
 // slotSentinel returns a copy of the sentinel that this node of a cluster has; nil:

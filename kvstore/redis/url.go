@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -190,7 +191,7 @@ func (l *Location) parseSockets(rest string) error {
 		if err != nil {
 			return fmt.Errorf("socket %q: %w", p, err)
 		}
-		if path == "" || path[0] != '/' || strings.HasSuffix(path, "/") || strings.ContainsAny(path, "\x00,?") {
+		if path == "" || path[0] != '/' || strings.HasSuffix(path, "/") || strings.ContainsAny(path, ",?") || strings.ContainsFunc(path, unicode.IsControl) {
 			return fmt.Errorf("socket %q: want an absolute path (three slashes: redis+unix:///run/...)", path)
 		}
 		if len(path) > maxSocketPath {

@@ -55,7 +55,7 @@ var Leases = []Mutant{
 var Failovers = []Mutant{
 	{
 		Name: "a replica that took over is taken for a new server", File: "kvstore/redis/history.go",
-		Old: "	case !met && !known && !continues && (n.store.cfg.Mode != Sentinel || len(h.of) == 0):\n", New: "	case !met && !known && (!continues || n.store.cfg.Mode == Sentinel):\n",
+		Old: "	case !met && !known && !continues && !n.owes():\n", New: "	case !met && !known && (!continues && !n.owes() || n.store.cfg.Mode == Sentinel):\n",
 		Package: "test/e2e", Test: "TestSentinel",
 	},
 	{

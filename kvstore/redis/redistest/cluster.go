@@ -158,24 +158,31 @@ func (c *ClusterNodes) AddMaster(replicas int) *Server {
 func (c *ClusterNodes) Move(from, to *Server, first, n int) {
 	c.t.Helper()
 	for slot := first; slot < first+n; slot++ {
-		to.Do("CLUSTER", "SETSLOT", slot, "IMPORTING", c.ids[from])
-		from.Do("CLUSTER", "SETSLOT", slot, "MIGRATING", c.ids[to])
-		for {
-			keys, err := from.Client.ClusterGetKeysInSlot(context.Background(), slot, 100).Result()
-			if err != nil {
-				c.t.Fatal(err)
-			}
-			if len(keys) == 0 {
-				break
-			}
-			args := []any{"MIGRATE", "127.0.0.1", to.Port(), "", 0, 10000, "KEYS"}
-			for _, k := range keys {
-				args = append(args, k)
-			}
-			from.Do(args...)
-		}
+		c.HalfMove(from, to, slot)
 		to.Do("CLUSTER", "SETSLOT", slot, "NODE", c.ids[to])
 		from.Do("CLUSTER", "SETSLOT", slot, "NODE", c.ids[to])
+	}
+}
+
+// HalfMove moves the keys of a slot, which stays where it is: so a reshard that breaks
+// off leaves it.
+func (c *ClusterNodes) HalfMove(from, to *Server, slot int) {
+	c.t.Helper()
+	to.Do("CLUSTER", "SETSLOT", slot, "IMPORTING", c.ids[from])
+	from.Do("CLUSTER", "SETSLOT", slot, "MIGRATING", c.ids[to])
+	for {
+		keys, err := from.Client.ClusterGetKeysInSlot(context.Background(), slot, 100).Result()
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if len(keys) == 0 {
+			return
+		}
+		args := []any{"MIGRATE", "127.0.0.1", to.Port(), "", 0, 10000, "KEYS"}
+		for _, k := range keys {
+			args = append(args, k)
+		}
+		from.Do(args...)
 	}
 }
 
