@@ -1,0 +1,143 @@
+package redis
+
+import (
+	"sync"
+	"time"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// ledgerSize is how many of a channel's last writes are remembered: 1 MiB of memory
+// for 128 MiB of data. A power of two, and far more than one batch.
+const ledgerSize = 1 << 15
+
+type entryState uint8
+
+const (
+	entryNone entryState = iota
+	entrySent            // no answer yet: it may have been executed
+	entryDone            // acknowledged
+	entryGone            // a discard that was acknowledged
+)
+
+// entry is one remembered write or discard.
+type entry struct {
+	tag    uint64 // 0: a discard
+	at     int64  // when it was sent, nanoseconds
+	key    [kvstore.KeySize]byte
+	server uint16
+	state  entryState
+	fence  *kvstore.Fence // closed: others may have written since
+}
+
+// ledger remembers the last writes of one channel.
+type ledger struct {
+	mu      sync.Mutex // a leaf; guards all. Contended only while a node is read back
+	entries []entry    // a ring
+	next    int
+	closed  bool
+}
+
+// openLedger makes a ledger that is read when a node comes back.
+func (s *Store) openLedger() *ledger {
+	l := &ledger{}
+	s.histories.mu.Lock()
+	defer s.histories.mu.Unlock()
+	s.histories.ledgers[l] = struct{}{}
+	return l
+}
+
+// retired is how many ledgers of closed channels are kept: what they remember was
+// acknowledged too.
+const retired = 16
+
+// closeLedger keeps what a closed channel remembers, for a while.
+func (s *Store) closeLedger(l *ledger) {
+	s.histories.mu.Lock()
+	defer s.histories.mu.Unlock()
+	l.mu.Lock()
+	empty := l.entries == nil
+	l.closed = true
+	l.mu.Unlock()
+	if empty {
+		delete(s.histories.ledgers, l)
+		return
+	}
+	closed := 0
+	for o := range s.histories.ledgers {
+		o.mu.Lock()
+		if o.closed {
+			closed++
+		}
+		drop := o.closed && closed > retired && o != l
+		o.mu.Unlock()
+		if drop {
+			delete(s.histories.ledgers, o)
+		}
+	}
+}
+
+// epoch is when this process began, for times that compare.
+var epoch = time.Now()
+
+// send notes that a request is about to be sent, once.
+func (l *ledger) send(r *request, at int64) {
+	if r.entry != 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.entries == nil {
+		l.entries = make([]entry, ledgerSize)
+	}
+	tag := r.tag
+	if r.op.Code == kvstore.Discard {
+		tag = 0 // as compare takes what is not there
+	}
+	l.entries[l.next] = entry{tag: tag, at: at, key: r.key, server: uint16(r.node.server), state: entrySent, fence: r.op.Fence}
+	l.next = (l.next + 1) % ledgerSize
+	r.entry = l.next
+	if l.next == 0 {
+		r.entry = ledgerSize
+	}
+}
+
+// owed says whether a node should have something that is remembered as acknowledged; as
+// long as the map is hearsay, anything counts.
+func (l *ledger) owed(n *node) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	whole := !n.store.hearsay()
+	for i := range l.entries {
+		e := &l.entries[i]
+		if e.state == entryDone && !e.fence.Closed() && (!whole || n.store.route(e.key[:], n.server) == n) {
+			return true
+		}
+	}
+	return false
+}
+
+// done notes how a request that was sent ended.
+func (l *ledger) done(r *request, state entryState) {
+	l.mu.Lock()
+	l.entries[r.entry-1].state = state
+	l.mu.Unlock()
+}
+
+// acknowledge notes that a change was answered with success on a connection. False: an
+// answer of an older era is none, as who was read back meanwhile need not have the change.
+// The mutex orders the two: who is read back either finds it acknowledged or had the era
+// ended before.
+func (l *ledger) acknowledge(r *request, c *conn) bool {
+	state := entryDone
+	if r.op.Code == kvstore.Discard {
+		state = entryGone
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.outdated() {
+		return false
+	}
+	l.entries[r.entry-1].state = state
+	return true
+}

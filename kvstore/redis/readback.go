@@ -1,0 +1,184 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+)
+
+// readBack compares what a node has with what channels remember, then lets the node
+// be used.
+func (n *node) readBack(ctx context.Context, r replication) {
+	if n.store.hearsay() {
+		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
+	}
+	// Whose place this node has may not be told yet, as the map changes first.
+	for _, m := range *n.store.nodes.Load() {
+		if m != n && m.server == n.server && !m.serves() {
+			m.era.Add(1)
+		}
+	}
+	h := &n.store.histories
+	lost, total, first, err := n.compare(ctx)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.checking, n)
+	if err != nil {
+		return // the next connection begins it again
+	}
+	h.of[n], h.stable[r.id] = r.id, r.offset
+	if lost == 0 {
+		n.store.cfg.Log("redis %s has another past than before; it has all of the last %d blocks that were written", n.addr, total)
+		return
+	}
+	n.store.cfg.Log("warning: redis %s went back in time: of the last %d blocks that were written it lacks the newest content of %d, the first being %v; every flush fails from now on",
+		n.addr, total, lost, first)
+	srv := n.store.servers[n.server]
+	srv.wentBack.CompareAndSwap(nil, &kvstore.OpError{Op: "flush", Server: n.addr,
+		Err: fmt.Errorf("%w: it went back in time, %d blocks are older than what it acknowledged", kvstore.ErrServerLost, lost)})
+}
+
+// readAtOnce is how many blocks' tags one pipeline asks for.
+const readAtOnce = 512
+
+// compare asks a node for the tags of the blocks that it should have.
+func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key, err error) {
+	want := n.store.remembered(n)
+	keys := make([][kvstore.KeySize]byte, 0, readAtOnce)
+	flush := func() error {
+		ctx, cancel := context.WithTimeout(ctx, 2*n.store.cfg.TryTimeout)
+		defer cancel()
+		replies, err := n.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
+			for _, k := range keys {
+				p.GetRange(ctx, string(k[:]), kvstore.BlockSize, valueSize-1)
+			}
+			return nil
+		})
+		var said goredis.Error
+		if err != nil && !errors.As(err, &said) { // else it is the first one that is refused
+			return err
+		}
+		for i, reply := range replies {
+			text, err := reply.(*goredis.StringCmd).Result()
+			if err != nil {
+				text, err = n.elsewhere(ctx, keys[i], err)
+			}
+			if err != nil {
+				return err
+			}
+			tag := uint64(0)
+			if len(text) == trailer {
+				_, tag = readTrailer([]byte(text))
+			}
+			if !want[keys[i]].has(tag) {
+				if lost++; lost == 1 {
+					first = kvstore.ParseKey(keys[i][:])
+				}
+			}
+		}
+		keys = keys[:0]
+		return nil
+	}
+	for k, w := range want {
+		if w.gone {
+			continue
+		}
+		total++
+		if keys = append(keys, k); len(keys) == readAtOnce {
+			if err := flush(); err != nil {
+				return 0, 0, first, err
+			}
+		}
+	}
+	if len(keys) > 0 {
+		err = flush()
+	}
+	return lost, total, first, err
+}
+
+// elsewhere follows the ASK that a node answered instead of a block's tag: the block is on
+// the way to another node, which may take long, or stay like that.
+func (n *node) elsewhere(ctx context.Context, key [kvstore.KeySize]byte, why error) (string, error) {
+	var said goredis.Error
+	if !errors.As(why, &said) {
+		return "", why
+	}
+	to, asking := n.store.redirected(n, []byte(said.Error()))
+	if !asking {
+		return "", why
+	}
+	var reply *goredis.StringCmd
+	_, err := to.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
+		p.Do(ctx, "ASKING")
+		reply = p.GetRange(ctx, string(key[:]), kvstore.BlockSize, valueSize-1)
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return reply.Result()
+}
+
+// expected is what a block may hold.
+type expected struct {
+	at   int64  // when what was acknowledged last was sent
+	tag  uint64 // of that; 0: nothing is remembered
+	gone bool   // it was discarded: anything may be there
+	open []unanswered
+}
+
+// unanswered is a change that may have been executed, or not.
+type unanswered struct {
+	at  int64
+	tag uint64
+}
+
+func (e *expected) has(tag uint64) bool {
+	if e.tag == 0 || tag == e.tag { // nothing acknowledged is remembered
+		return true
+	}
+	for _, o := range e.open {
+		// What was sent before something that was acknowledged was over by then.
+		if o.tag == tag && o.at >= e.at {
+			return true
+		}
+	}
+	return false
+}
+
+// remembered collects what all channels remember of blocks that are on a node now.
+func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
+	s.histories.mu.Lock()
+	var all []*ledger
+	for l := range s.histories.ledgers {
+		all = append(all, l)
+	}
+	s.histories.mu.Unlock()
+	want := map[[kvstore.KeySize]byte]*expected{}
+	for _, l := range all {
+		l.mu.Lock()
+		for i := range l.entries {
+			e := &l.entries[i]
+			if e.state == entryNone || e.fence.Closed() || int(e.server) != n.server || s.route(e.key[:], n.server) != n {
+				continue
+			}
+			w := want[e.key]
+			if w == nil {
+				w = &expected{}
+				want[e.key] = w
+			}
+			switch {
+			case e.state == entrySent:
+				w.open = append(w.open, unanswered{e.at, e.tag})
+			case e.at >= w.at:
+				w.at, w.tag, w.gone = e.at, e.tag, e.state == entryGone
+			}
+		}
+		l.mu.Unlock()
+	}
+	return want
+}
