@@ -32,7 +32,7 @@ import (
 
 // histories is what a store knows of its nodes' pasts.
 type histories struct {
-	mu sync.Mutex // guards what follows; above ledger.mu, never held across I/O
+	mu sync.Mutex // guards what follows; above ledger.mu and mapping, never held across I/O
 	// stable is the offset that a flush found, by replication id.
 	stable map[string]int64
 	// of is the history that a node was last met with.
@@ -96,8 +96,10 @@ func (n *node) owes() bool {
 	case Sentinel:
 		return len(h.of) > 0
 	case Cluster:
+		// As long as the map is hearsay, anything counts.
+		whole, has := !n.store.hearsay(), n.domain()
 		for l := range h.ledgers {
-			if l.owed(n) {
+			if l.owed(has, whole) {
 				return true
 			}
 		}

@@ -102,15 +102,14 @@ func (l *ledger) send(r *request, at int64) {
 	}
 }
 
-// owed says whether a node should have something that is remembered as acknowledged; as
-// long as the map is hearsay, anything counts.
-func (l *ledger) owed(n *node) bool {
+// owed says whether something that is remembered as acknowledged should be on a node of a
+// cluster that has these slots; if they are not the whole, anything counts.
+func (l *ledger) owed(has domain, whole bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	whole := !n.store.hearsay()
 	for i := range l.entries {
 		e := &l.entries[i]
-		if e.state == entryDone && !e.fence.Closed() && (!whole || n.store.route(e.key[:], n.server) == n) {
+		if e.state == entryDone && !e.fence.Closed() && (!whole || has.has(e.key[:])) {
 			return true
 		}
 	}

@@ -16,12 +16,6 @@ func (n *node) readBack(ctx context.Context, r replication) {
 	if n.store.hearsay() {
 		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
 	}
-	// Whose place this node has may not be told yet, as the map changes first.
-	for _, m := range *n.store.nodes.Load() {
-		if m != n && m.server == n.server && !m.serves() {
-			m.era.Add(1)
-		}
-	}
 	h := &n.store.histories
 	lost, total, first, err := n.compare(ctx)
 	h.mu.Lock()
@@ -150,8 +144,12 @@ func (e *expected) has(tag uint64) bool {
 	return false
 }
 
-// remembered collects what all channels remember of blocks that are on a node now.
+// remembered collects what all channels remember of blocks that are on a node now. What it
+// has is looked at once, and first. If it were looked at for each write anew, a slot that moves
+// meanwhile could have the older write of a block count and the newer one not. And what other
+// nodes executed of these slots the ledgers know by now: it was sent before they moved.
 func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
+	has := n.domain()
 	s.histories.mu.Lock()
 	var all []*ledger
 	for l := range s.histories.ledgers {
@@ -163,7 +161,7 @@ func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
 		l.mu.Lock()
 		for i := range l.entries {
 			e := &l.entries[i]
-			if e.state == entryNone || e.fence.Closed() || int(e.server) != n.server || s.route(e.key[:], n.server) != n {
+			if e.state == entryNone || e.fence.Closed() || int(e.server) != n.server || !has.has(e.key[:]) {
 				continue
 			}
 			w := want[e.key]

@@ -48,7 +48,8 @@
 // # Locks
 //
 // The data path takes none: channels own their connections, and what nodes share is
-// atomic. Store.mu guards the growth of the list of nodes, and is a leaf.
+// atomic. Store.mu guards the growth of the list of nodes, Store.mapping changes of who has
+// what; both are leaves.
 package redis
 
 import (
@@ -125,6 +126,11 @@ type Store struct {
 	master  atomic.Pointer[node]
 	slots   [slotCount]atomic.Pointer[node]
 	looking atomic.Int64 // when lookAround began last, nanoseconds
+	// mapping is held where the two change, until who was ousted knows it, and where all
+	// of what a node has counts at one moment. It is a leaf.
+	mapping sync.Mutex
+	looks   atomic.Uint64 // that were begun
+	looked  uint64        // the newest one that was believed; guarded by mapping
 	// told counts the MOVED that were believed, and mapped is how many of them were
 	// known when the newest whole map was asked for: see hearsay.
 	told, mapped atomic.Uint64

@@ -99,11 +99,44 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 		return to, true
 	}
 	s.told.Add(1)
+	s.mapping.Lock()
 	if s.slots[slot].Swap(to); to != from && !from.serves() {
 		from.ousted()
 	}
+	s.mapping.Unlock()
 	s.lookAround()
 	return to, false
+}
+
+// domain is which keys a node has at one moment.
+type domain struct {
+	all   bool             // or none
+	slots *[slotCount]bool // of a node of a cluster
+}
+
+func (d domain) has(key []byte) bool {
+	if d.slots == nil {
+		return d.all
+	}
+	return d.slots[keySlot(key)]
+}
+
+// domain returns what the node has now, of the keys of its server.
+func (n *node) domain() domain {
+	s := n.store
+	s.mapping.Lock()
+	defer s.mapping.Unlock()
+	switch s.cfg.Mode {
+	case Sentinel:
+		return domain{all: s.master.Load() == n}
+	case Cluster:
+		var mine [slotCount]bool
+		for i := range s.slots {
+			mine[i] = s.slots[i].Load() == n
+		}
+		return domain{slots: &mine}
+	}
+	return domain{all: true}
 }
 
 // hearsay says that a MOVED told of a slot, and that what else moved with it may not be
@@ -216,9 +249,11 @@ func (s *Store) lookMaster(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		s.mapping.Lock()
 		if old := s.master.Swap(n); old != nil && old != n {
 			old.ousted()
 		}
+		s.mapping.Unlock()
 		return nil
 	}
 	return &kvstore.OpError{Op: "find master " + s.cfg.Master, Err: last}
@@ -250,7 +285,7 @@ func (s *Store) lookCluster(ctx context.Context) error {
 	var mu sync.Mutex // guards claims, last
 	var claims [slotCount]claim
 	last := error(kvstore.ErrUnreachable)
-	told := s.told.Load()
+	look, told := s.looks.Add(1), s.told.Load()
 	var wg sync.WaitGroup
 	for _, n := range *s.nodes.Load() {
 		wg.Go(func() {
@@ -267,18 +302,46 @@ func (s *Store) lookCluster(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	missing := 0
-	left := map[*node]bool{} // nodes that had a slot which is elsewhere now
-	for slot, c := range claims {
-		if c.addr == "" {
-			missing++
+	if claims == [slotCount]claim{} {
+		return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0], Err: last}
+	}
+	if err := s.adopt(ctx, &claims, look, told); err != nil {
+		return err
+	}
+	for slot := range s.slots {
+		if s.slots[slot].Load() == nil {
+			return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0],
+				Err: fmt.Errorf("%w: no node has slot %d: create the cluster first (redis-cli --cluster create)", kvstore.ErrUnreachable, slot)}
+		}
+	}
+	return nil
+}
+
+// adopt has slots be where the claims of a look say. They change at one moment for who reads
+// a node back, which must not find half of what moved; and a look is nothing worth once
+// one that began later was believed.
+func (s *Store) adopt(ctx context.Context, claims *[slotCount]claim, look, told uint64) error {
+	nodes := map[string]*node{"": nil}
+	var bad error
+	for _, c := range claims {
+		if _, ok := nodes[c.addr]; ok {
 			continue
 		}
 		n, err := s.nodeAt(ctx, c.addr)
 		if err != nil {
-			return err
+			n, bad = nil, err // its slots stay where they are
 		}
-		if s.slots[slot].Load() != n {
+		nodes[c.addr] = n
+	}
+	s.mapping.Lock()
+	defer s.mapping.Unlock()
+	if look < s.looked {
+		return bad
+	}
+	s.looked = look
+	left := map[*node]bool{} // nodes that had a slot which is elsewhere now
+	for slot, c := range claims {
+		if n := nodes[c.addr]; n != nil && s.slots[slot].Load() != n {
 			left[s.slots[slot].Swap(n)] = true
 		}
 	}
@@ -287,17 +350,10 @@ func (s *Store) lookCluster(ctx context.Context) error {
 			n.ousted()
 		}
 	}
-	if missing == slotCount {
-		return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0], Err: last}
+	if bad == nil {
+		s.mapped.Store(told)
 	}
-	s.mapped.Store(told)
-	for slot := range s.slots {
-		if s.slots[slot].Load() == nil {
-			return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0],
-				Err: fmt.Errorf("%w: no node has slot %d: create the cluster first (redis-cli --cluster create)", kvstore.ErrUnreachable, slot)}
-		}
-	}
-	return nil
+	return bad
 }
 
 // readClusterNodes takes the slots out of a reply to CLUSTER NODES:
