@@ -56,7 +56,7 @@ type conn struct {
 	scatter scatter
 
 	greeting  greeting
-	era       uint32         // of the node, when it was greeted
+	era       uint32         // of the node, before it was dialled
 	failures  int            // dials in a row that led to nothing
 	retryAt   time.Time      // earliest next dial
 	restUntil time.Time      // nothing is sent before: the server asked for patience
@@ -107,6 +107,9 @@ func (c *conn) advance(now time.Time) {
 var errHaunted = errors.New("it does not say that it is done with a broken connection")
 
 func (c *conn) tryDial(now time.Time) {
+	// Before the map is asked: if the node is ousted after that, what it acknowledges on
+	// this connection must not count.
+	c.era = c.node.era.Load()
 	if c.node.store.moves() && c.reroute() || now.Before(c.retryAt) {
 		return
 	}
@@ -161,7 +164,7 @@ func (c *conn) trySecure() {
 
 // greet sends what must be answered before anything else is sent.
 func (c *conn) greet() {
-	c.state, c.era = proving, c.node.era.Load()
+	c.state = proving
 	c.greeting = greeting{}
 	cmd := c.node.appendGreeting(nil, &c.greeting)
 	iov := wire.Vector(nil, cmd)

@@ -35,6 +35,8 @@ type histories struct {
 	mu sync.Mutex // guards what follows; above ledger.mu and mapping, never held across I/O
 	// stable is the offset that a flush found, by replication id.
 	stable map[string]int64
+	// forgot is when the newest change was sent that a dropped ledger remembered.
+	forgot int64
 	// of is the history that a node was last met with.
 	of map[*node]string
 	// checking are nodes that are being read back.

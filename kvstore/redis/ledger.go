@@ -36,6 +36,7 @@ type ledger struct {
 	entries []entry    // a ring
 	next    int
 	closed  bool
+	forgot  int64 // when the newest change was sent that is not remembered any more
 }
 
 // openLedger makes a ledger that is read when a node comes back.
@@ -73,8 +74,20 @@ func (s *Store) closeLedger(l *ledger) {
 		o.mu.Unlock()
 		if drop {
 			delete(s.histories.ledgers, o)
+			s.histories.forgot = max(s.histories.forgot, o.newest())
 		}
 	}
+}
+
+// newest is when the newest change was sent that is remembered.
+func (l *ledger) newest() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	newest := l.forgot
+	for i := range l.entries {
+		newest = max(newest, l.entries[i].at)
+	}
+	return newest
 }
 
 // epoch is when this process began, for times that compare.
@@ -94,6 +107,7 @@ func (l *ledger) send(r *request, at int64) {
 	if r.op.Code == kvstore.Discard {
 		tag = 0 // as compare takes what is not there
 	}
+	l.forgot = max(l.forgot, l.entries[l.next].at)
 	l.entries[l.next] = entry{tag: tag, at: at, key: r.key, server: uint16(r.node.server), state: entrySent, fence: r.op.Fence}
 	l.next = (l.next + 1) % ledgerSize
 	r.entry = l.next

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	goredis "github.com/redis/go-redis/v9"
 
@@ -39,9 +42,16 @@ func (n *node) readBack(ctx context.Context, r replication) {
 // readAtOnce is how many blocks' tags one pipeline asks for.
 const readAtOnce = 512
 
+// found is what a node has instead of what it should have.
+type found struct {
+	tag   uint64 // 0: nothing
+	since int64  // when the change was sent that it should have
+}
+
 // compare asks a node for the tags of the blocks that it should have.
 func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key, err error) {
 	want := n.store.remembered(n)
+	other := map[[kvstore.KeySize]byte]found{}
 	keys := make([][kvstore.KeySize]byte, 0, readAtOnce)
 	flush := func() error {
 		ctx, cancel := context.WithTimeout(ctx, 2*n.store.cfg.TryTimeout)
@@ -61,6 +71,9 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 			if err != nil {
 				text, err = n.elsewhere(ctx, keys[i], err)
 			}
+			if err != nil && strings.HasPrefix(err.Error(), "WRONGTYPE") {
+				text, err = "", nil // somebody else's: the block is not there
+			}
 			if err != nil {
 				return err
 			}
@@ -68,10 +81,8 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 			if len(text) == trailer {
 				_, tag = readTrailer([]byte(text))
 			}
-			if !want[keys[i]].has(tag) {
-				if lost++; lost == 1 {
-					first = kvstore.ParseKey(keys[i][:])
-				}
+			if w := want[keys[i]]; !w.has(tag) {
+				other[keys[i]] = found{tag, w.at}
 			}
 		}
 		keys = keys[:0]
@@ -91,7 +102,39 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 	if len(keys) > 0 {
 		err = flush()
 	}
+	n.store.explain(other)
+	for k := range other {
+		if lost++; lost == 1 {
+			first = kvstore.ParseKey(k[:])
+		}
+	}
 	return lost, total, first, err
+}
+
+// explain takes out what was changed since the remembered changes were collected: a slot
+// that moves on meanwhile is written to elsewhere. What was found had been sent before
+// it was found, so it is remembered by now.
+func (s *Store) explain(other map[[kvstore.KeySize]byte]found) {
+	if len(other) == 0 {
+		return
+	}
+	for _, l := range s.ledgers() {
+		l.mu.Lock()
+		for i := range l.entries {
+			e := &l.entries[i]
+			if f, ok := other[e.key]; ok && e.state != entryNone && e.tag == f.tag && e.at >= f.since {
+				delete(other, e.key)
+			}
+		}
+		l.mu.Unlock()
+	}
+}
+
+// ledgers returns those of all channels, and those that are kept.
+func (s *Store) ledgers() []*ledger {
+	s.histories.mu.Lock()
+	defer s.histories.mu.Unlock()
+	return slices.Collect(maps.Keys(s.histories.ledgers))
 }
 
 // elsewhere follows the ASK that a node answered instead of a block's tag: the block is on
@@ -150,18 +193,17 @@ func (e *expected) has(tag uint64) bool {
 // nodes executed of these slots the ledgers know by now: it was sent before they moved.
 func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
 	has := n.domain()
+	all := s.ledgers()
+	// What was changed before something that nobody remembers may have been changed by it.
 	s.histories.mu.Lock()
-	var all []*ledger
-	for l := range s.histories.ledgers {
-		all = append(all, l)
-	}
+	forgot := s.histories.forgot
 	s.histories.mu.Unlock()
 	want := map[[kvstore.KeySize]byte]*expected{}
 	for _, l := range all {
 		l.mu.Lock()
 		for i := range l.entries {
 			e := &l.entries[i]
-			if e.state == entryNone || e.fence.Closed() || int(e.server) != n.server || !has.has(e.key[:]) {
+			if e.state == entryNone || int(e.server) != n.server || !has.has(e.key[:]) {
 				continue
 			}
 			w := want[e.key]
@@ -169,14 +211,26 @@ func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
 				w = &expected{}
 				want[e.key] = w
 			}
-			switch {
-			case e.state == entrySent:
-				w.open = append(w.open, unanswered{e.at, e.tag})
-			case e.at >= w.at:
-				w.at, w.tag, w.gone = e.at, e.tag, e.state == entryGone
-			}
+			w.add(e)
 		}
+		forgot = max(forgot, l.forgot)
 		l.mu.Unlock()
 	}
+	for k, w := range want {
+		if w.at <= forgot {
+			delete(want, k)
+		}
+	}
 	return want
+}
+
+// add takes an entry of any ledger, in any order.
+func (w *expected) add(e *entry) {
+	closed := e.fence.Closed() // others may have written since
+	switch {
+	case e.state == entrySent && !closed:
+		w.open = append(w.open, unanswered{e.at, e.tag})
+	case e.at >= w.at:
+		w.at, w.tag, w.gone = e.at, e.tag, e.state == entryGone || closed
+	}
 }

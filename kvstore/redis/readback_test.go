@@ -52,3 +52,86 @@ func TestMapMovesUnderReadBack(t *testing.T) {
 		}
 	}
 }
+
+// ledgerStore is a store of one node that is nowhere.
+func ledgerStore() (*Store, *node) {
+	s := &Store{histories: histories{ledgers: map[*ledger]struct{}{}}}
+	n := &node{store: s}
+	s.nodes.Store(&[]*node{n})
+	return s, n
+}
+
+// inLedger is how a block of the tests is called there.
+func inLedger(n uint64) [kvstore.KeySize]byte {
+	r := &request{}
+	r.begin(write(n, kvstore.Any, nil), 1)
+	return r.key
+}
+
+// TestForgottenWrite: the newest write of a block is not remembered any more, an older one of
+// another worker is: the block need not hold that.
+func TestForgottenWrite(t *testing.T) {
+	s, n := ledgerStore()
+	idle, busy := s.openLedger(), s.openLedger()
+	sends(idle, n, write(1, kvstore.Any, block(1)), 5, 1)
+	sends(busy, n, write(1, kvstore.Any, block(2)), 6, 2)
+	if w := s.remembered(n)[inLedger(1)]; w == nil || w.tag != 6 {
+		t.Fatalf("before: %+v", w)
+	}
+	for i := range int64(ledgerSize) {
+		sends(busy, n, write(2, kvstore.Any, block(3)), 7, 3+i)
+	}
+	if w := s.remembered(n)[inLedger(1)]; w != nil {
+		t.Errorf("the block should hold the older write: %+v", w)
+	}
+	if w := s.remembered(n)[inLedger(2)]; w == nil || w.tag != 7 {
+		t.Errorf("what is newer than all that was forgotten: %+v", w)
+	}
+}
+
+// TestForgottenChannel: so do channels that were closed long ago.
+func TestForgottenChannel(t *testing.T) {
+	s, n := ledgerStore()
+	idle := s.openLedger()
+	sends(idle, n, write(1, kvstore.Any, block(1)), 5, 1)
+	for i := range int64(retired + 8) {
+		l := s.openLedger()
+		sends(l, n, write(1, kvstore.Any, block(2)), uint64(6+i), 2+i)
+		s.closeLedger(l)
+	}
+	if w := s.remembered(n)[inLedger(1)]; w != nil && w.tag != 6+retired+7 {
+		t.Errorf("the block should hold an older write: %+v", w)
+	}
+}
+
+// TestWriteOfAnEndedLease: others may have written since, also over what was written before
+// without a lease.
+func TestWriteOfAnEndedLease(t *testing.T) {
+	s, n := ledgerStore()
+	l := s.openLedger()
+	sends(l, n, write(1, kvstore.Any, block(1)), 5, 1)
+	w := write(1, kvstore.Any, block(2))
+	w.Fence = &kvstore.Fence{}
+	w.Fence.OpenForEver()
+	sends(l, n, w, 6, 2)
+	w.Fence.Close()
+	if w := s.remembered(n)[inLedger(1)]; w == nil || !w.gone {
+		t.Errorf("the block should hold something: %+v", w)
+	}
+}
+
+// TestWrittenMeanwhile: what was written since the remembered changes were collected is no
+// loss, but what is older is one.
+func TestWrittenMeanwhile(t *testing.T) {
+	s, n := ledgerStore()
+	l := s.openLedger()
+	for tag := uint64(5); tag <= 7; tag++ {
+		sends(l, n, write(1, kvstore.Any, block(1)), tag, int64(tag))
+	}
+	for tag, lost := range map[uint64]bool{5: true, 6: false, 7: false, 8: true, 0: true} {
+		other := map[[kvstore.KeySize]byte]found{inLedger(1): {tag: tag, since: 6}}
+		if s.explain(other); (len(other) == 1) != lost {
+			t.Errorf("tag %d: lost %v", tag, !lost)
+		}
+	}
+}
