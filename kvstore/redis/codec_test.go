@@ -38,10 +38,13 @@ func TestKeySlot(t *testing.T) {
 			t.Errorf("slot of %q as bytes is %d, want %d", key, got, slot)
 		}
 	}
-	for i, tag := range slotTags() {
-		if got := keySlot(copyKey("a:sentinel", i)); got != i*copyEvery {
-			t.Errorf("copy %d with tag %q is in slot %d", i, tag, got)
+	for slot, tag := range slotTags() {
+		if got := keySlot(tagged("a:sentinel", slot)); got != slot {
+			t.Errorf("tag %q is in slot %d, want %d", tag, got, slot)
 		}
+	}
+	if got := keySlot(copyKey("a:sentinel", 3)); got != 3*copyEvery {
+		t.Errorf("the third copy is in slot %d", got)
 	}
 }
 

@@ -71,7 +71,7 @@ func (n *node) appendFlush(b []byte, parts flushParts, key string) []byte {
 		case flushProof:
 			b = appendCommand(b, "GET", key)
 		case flushMark:
-			b = appendCommand(b, "EVAL", storeScript, "1", n.slotKey(markName), "", "", "")
+			b = appendCommand(b, "EVAL", storeScript, "1", n.markKey(), "", "", "")
 		case flushWait:
 			b = append(b, command(3, "WAIT")...)
 			b = appendInt(appendInt(b, cfg.WaitReplicas), waitTime)

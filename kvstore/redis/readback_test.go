@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
@@ -132,6 +133,33 @@ func TestWrittenMeanwhile(t *testing.T) {
 		other := map[[kvstore.KeySize]byte]found{inLedger(1): {tag: tag, since: 6}}
 		if s.explain(other); (len(other) == 1) != lost {
 			t.Errorf("tag %d: lost %v", tag, !lost)
+		}
+	}
+}
+
+// TestMarkOfFewSlots: a node whose slots have no copy of the sentinel has a place for
+// what flushes write all the same.
+func TestMarkOfFewSlots(t *testing.T) {
+	s := &Store{cfg: Config{Mode: Cluster}}
+	n := &node{store: s}
+	for _, slot := range []int{17, copyEvery * 5, slotCount - 1} {
+		clear(s.slots[:])
+		s.slots[slot].Store(n)
+		if key := n.markKey(); keySlot(key) != slot {
+			t.Errorf("slot %d: %q is in slot %d", slot, key, keySlot(key))
+		}
+	}
+	// As stores that are there have it.
+	if key := copyKey("x", 1); key != "x{"+firstWord(copyEvery)+"}" {
+		t.Errorf("the copy in slot 16 is under %q", key)
+	}
+}
+
+// firstWord is the first word in a slot.
+func firstWord(slot int) string {
+	for i := int64(0); ; i++ {
+		if w := strconv.FormatInt(i, 36); keySlot(w) == slot {
+			return w
 		}
 	}
 }

@@ -407,21 +407,37 @@ const (
 	copies    = slotCount / copyEvery
 )
 
-// slotTags returns for each 16th slot a word whose hash slot it is.
-var slotTags = sync.OnceValue(func() *[copies]string {
-	var tags [copies]string
-	for i, found := 0, 0; found < copies; i++ {
+// slotTags returns for each slot a word whose hash slot it is. They stay what they are:
+// the sentinel's copies are under them.
+var slotTags = sync.OnceValue(func() *[slotCount]string {
+	var tags [slotCount]string
+	for i, found := 0, 0; found < slotCount; i++ {
 		word := strconv.FormatInt(int64(i), 36)
-		if slot := keySlot(word); slot%copyEvery == 0 && tags[slot/copyEvery] == "" {
-			tags[slot/copyEvery] = word
+		if slot := keySlot(word); tags[slot] == "" {
+			tags[slot] = word
 			found++
 		}
 	}
 	return &tags
 })
 
+// tagged returns the key that begins with a name and is in a slot.
+func tagged(name string, slot int) string { return name + "{" + slotTags()[slot] + "}" }
+
 // copyKey is the key of a name's copy in slot i*copyEvery.
-func copyKey(name string, i int) string { return name + "{" + slotTags()[i] + "}" }
+func copyKey(name string, i int) string { return tagged(name, i*copyEvery) }
+
+// markKey returns where a flush writes on this node. A node with few slots may have none
+// with a copy.
+func (n *node) markKey() string {
+	key := n.slotKey(markName)
+	for slot := 0; key == "" && slot < slotCount; slot++ {
+		if n.store.slots[slot].Load() == n {
+			key = tagged(markName, slot)
+		}
+	}
+	return key
+}
 
 // slotKey returns a key that begins with a name and is on this node.
 func (n *node) slotKey(name string) string {
