@@ -1,11 +1,15 @@
 package redis
 
 import (
+	"context"
+	"fmt"
 	"strconv"
 	"testing"
 	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
 // sends notes a change in a ledger, as if it had been sent at a time, and acknowledges it.
@@ -161,5 +165,37 @@ func firstWord(slot int) string {
 		if w := strconv.FormatInt(i, 36); keySlot(w) == slot {
 			return w
 		}
+	}
+}
+
+// TestForeignKeyIsAbsent: a key of another type where a block should be, which a read finds
+// corrupt, counts as a block that is not there when a node is read back, be it the first or
+// a later one that is asked for, and does not keep the node closed.
+func TestForeignKeyIsAbsent(t *testing.T) {
+	for name, foreign := range map[string][]uint64{"one of some": {3}, "all": {0, 1, 2, 3, 4, 5, 6, 7}} {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t)
+			var book wiretest.Logbook
+			s := open(t, Config{Log: book.Log}, server)
+			ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+			defer cancel()
+			ch := channelOf(t, s)
+			for n := range uint64(8) {
+				want(t, do1(t, ch, write(n, kvstore.Absent, block(n))), nil)
+			}
+			for _, n := range foreign {
+				server.Do("DEL", blockKey(key(n)))
+				server.Do("RPUSH", blockKey(key(n)), "not a block")
+			}
+			server.Do("DEBUG", "CHANGE-REPL-ID")
+			want(t, ch.Flush(ctx, testLayer), kvstore.ErrServerLost)
+			if book.Count(fmt.Sprintf("of the last 8 blocks that were written it lacks the newest content of %d,", len(foreign))) != 1 {
+				t.Errorf("log: %q", book.Lines())
+			}
+			w := write(foreign[0], kvstore.Any, block(100))
+			ch.Do(ctx, []*kvstore.Op{w})
+			want(t, w.Err, nil)
+			wantBlock(t, ch, foreign[0], block(100))
+		})
 	}
 }
