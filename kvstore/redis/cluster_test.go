@@ -2,6 +2,7 @@ package redis
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"io"
 	"math"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
+	"github.com/kvbfs/kvbfs/kvstore/wire"
 	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
@@ -221,15 +223,85 @@ func TestReadBackOfAHalfMovedSlot(t *testing.T) {
 	ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
 	defer cancel()
 	ch := channelOf(t, s)
-	n := uint64(0)
-	for keySlot(blockKey(key(n))) >= slotCount/2 {
-		n++ // until the first node has it
-	}
+	n, slot := onFirst()
 	want(t, do1(t, ch, write(n, kvstore.Any, block(n))), nil)
-	c.HalfMove(c.Servers[0], c.Servers[1], keySlot(blockKey(key(n))))
+	c.HalfMove(c.Servers[0], c.Servers[1], slot)
 	c.Servers[0].Do("DEBUG", "CHANGE-REPL-ID")
 	want(t, ch.Flush(ctx, testLayer), nil)
 	if book.Count("it has all of the last 1 blocks") != 1 {
 		t.Errorf("log: %q", book.Lines())
+	}
+}
+
+// onFirst returns the number of a block whose slot the first of two nodes has.
+func onFirst() (n uint64, slot int) {
+	for keySlot(blockKey(key(n))) >= slotCount/2 {
+		n++
+	}
+	return n, keySlot(blockKey(key(n)))
+}
+
+// TestAskOfANewNode: an ASK leads to a node that this channel has no connection to.
+func TestAskOfANewNode(t *testing.T) {
+	c := redistest.Cluster(t, 2, 0)
+	s := openUnproven(t, Config{Mode: Cluster}, c.Servers[0].Addr())
+	ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+	defer cancel()
+	ch := channelOf(t, s)
+	n, slot := onFirst()
+	want(t, do1(t, ch, write(n, kvstore.Any, block(n))), nil)
+	c.HalfMove(c.Servers[0], c.Servers[1], slot)
+	for _, op := range []*kvstore.Op{read(n), write(n, kvstore.Present, block(n+1)), discard(n)} {
+		ch.Do(ctx, []*kvstore.Op{op})
+		want(t, op.Err, nil)
+	}
+}
+
+// TestAskOfANodeThatIsAway: where an ASK leads nobody serves, or a broken connection is not
+// known to be done with. The slot's own node is asked again, which keeps the slot at last.
+func TestAskOfANodeThatIsAway(t *testing.T) {
+	for name, haunted := range map[string]bool{"it hangs up": false, "it is haunted": true} {
+		t.Run(name, func(t *testing.T) {
+			c := redistest.Cluster(t, 2, 0)
+			from, to := c.Servers[0], c.Servers[1]
+			var asks, dials atomic.Int64
+			via := wiretest.Between(t, func(_ int, c net.Conn) {
+				wiretest.Relay(c, from, func(w io.Writer, r io.Reader) {
+					buf := make([]byte, bufferSize)
+					for {
+						n, err := r.Read(buf)
+						asks.Add(int64(bytes.Count(buf[:n], []byte("-ASK "))))
+						if _, bad := w.Write(buf[:n]); err != nil || bad != nil {
+							return
+						}
+					}
+				})
+			})
+			s := clusterVia(t, via, from)
+			away := unix.Sockaddr(&unix.SockaddrUnix{Name: wiretest.Between(t, func(int, net.Conn) { dials.Add(1) })})
+			(*s.nodes.Load())[1].where.At.Store(&away)
+			ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+			defer cancel()
+			ch := channelOf(t, s).(*channel)
+			if haunted {
+				ch.conns[1].troubled = time.Now()
+				ch.conns[1].haunt = wire.NewDrain(s.helpers, func(ctx context.Context) { <-ctx.Done() })
+			}
+			n, slot := onFirst()
+			want(t, do1(t, ch, write(n, kvstore.Any, block(n))), nil)
+			c.HalfMove(from, to, slot)
+			w, done := write(n, kvstore.Any, block(n)), make(chan struct{})
+			go func() {
+				ch.Do(ctx, []*kvstore.Op{w})
+				close(done)
+			}()
+			redistest.Eventually(t, "the slot's own node is asked again", func() bool { return asks.Load() > 2 || ctx.Err() != nil })
+			from.Do("CLUSTER", "SETSLOT", slot, "STABLE")
+			<-done
+			want(t, w.Err, nil)
+			if more := asks.Load() - dials.Load(); !haunted && (more < -1 || more > 1) {
+				t.Errorf("asked %d times, and dialled %d times: not one after the other", asks.Load(), dials.Load())
+			}
+		})
 	}
 }

@@ -32,8 +32,7 @@ const (
 	ready
 )
 
-// conn is one connection of a channel to a node. Only the channel's user touches
-// it.
+// conn is one connection of a channel to a node; only the channel's user touches it.
 type conn struct {
 	ch     *channel
 	node   *node
@@ -110,11 +109,13 @@ func (c *conn) tryDial(now time.Time) {
 	// Before the map is asked: if the node is ousted after that, what it acknowledges on
 	// this connection must not count.
 	c.era = c.node.era.Load()
-	if c.node.store.moves() && c.reroute() || now.Before(c.retryAt) {
+	if c.node.store.moves() && c.reroute(true) || now.Before(c.retryAt) {
 		return
 	}
 	if c.haunt != nil {
 		if !c.haunt.Done() {
+			c.unask()
+			c.retryAt = now.Add(glance)
 			c.node.outage.Trouble(c.troubled, errHaunted)
 			c.node.store.lookAround()
 			return
@@ -265,7 +266,7 @@ func (c *conn) resting() bool {
 		return true
 	}
 	c.restUntil = time.Time{}
-	if c.node.store.moves() && c.reroute() {
+	if c.node.store.moves() && c.reroute(false) {
 		c.restSince = time.Time{} // nobody waits for this node
 		return true
 	}
@@ -452,6 +453,7 @@ func (c *conn) drop(why error) {
 	if c.flight.Len() > 0 {
 		c.queue.PushFront(c.flight.Take())
 	}
+	c.unask()
 	if errors.Is(why, kvstore.ErrServerLost) {
 		c.failAll(kvstore.ErrServerLost)
 		return

@@ -143,14 +143,14 @@ func (n *node) domain() domain {
 // in the map yet.
 func (s *Store) hearsay() bool { return s.told.Load() != s.mapped.Load() }
 
-// reroute moves what is queued and belongs elsewhere by now; what is in flight stays.
-// It returns true if nothing is left in the queue.
-func (c *conn) reroute() bool {
+// reroute moves what is queued and belongs elsewhere by now; what is in flight stays, and
+// with asked what an ASK led here. It returns true if nothing is left in the queue.
+func (c *conn) reroute(asked bool) bool {
 	for range c.queue.Len() {
 		r := c.queue.Pop()
 		to := c.place(r)
 		switch {
-		case to == c.node:
+		case to == c.node || asked && r.asking:
 			c.queue.Push(r)
 		case r.op == nil:
 			c.ch.unserved = true
@@ -167,6 +167,14 @@ func (c *conn) reroute() bool {
 		c.node.silence.Speaks() // nobody waits for it any more
 	}
 	return true
+}
+
+// unask has what an ASK led here ask its own node again, once this one did not serve it:
+// the slot may have stayed there, or moved on.
+func (c *conn) unask() {
+	for _, r := range c.queue.Rest() {
+		r.asking = false
+	}
 }
 
 // place returns the node that has a request's key now; nil for a flush of a node
