@@ -47,8 +47,9 @@ type histories struct {
 // errChecking: the node came back with another past; nobody uses it yet.
 var errChecking = errors.New("it has another past than before: reading back what was written last")
 
-// recognise looks at the past of the node that a new connection met.
-func (n *node) recognise(r replication) error {
+// recognise looks at the past of the node that a new connection met, which was dialled in
+// an era.
+func (n *node) recognise(r replication, era uint32) error {
 	if r.role != "master" {
 		return errReplica
 	}
@@ -70,11 +71,13 @@ func (n *node) recognise(r replication) error {
 		h.of[n], h.stable[r.id] = r.id, 0
 		return nil
 	}
-	h.checking[n] = true
 	// Nothing is sent on any open connection from now on but what the ledgers know of.
-	n.era.Add(1)
+	if !n.era.CompareAndSwap(era, era+1) {
+		return errOutdated
+	}
+	h.checking[n] = true
 	n.store.rewinds.Add(1)
-	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r) })
+	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r, era+1) })
 	return errChecking
 }
 

@@ -158,7 +158,7 @@ func (c *conn) proveStep(step greetStep, rep reply) error {
 		if rep.kind != replyBulk {
 			return errMalformed
 		}
-		return c.node.recognise(parseReplication(rep.data))
+		return c.node.recognise(parseReplication(rep.data), c.era)
 	case greetProof:
 		if rep.kind == replyNil || rep.kind == replyBulk && !sentinelMatches(rep.data, c.greeting.proof) {
 			return kvstore.ErrServerLost

@@ -14,8 +14,9 @@ import (
 )
 
 // readBack compares what a node has with what channels remember, then lets the node
-// be used.
-func (n *node) readBack(ctx context.Context, r replication) {
+// be used. Who was ousted meanwhile had nothing to show, and is asked again once it
+// has something.
+func (n *node) readBack(ctx context.Context, r replication, era uint32) {
 	if n.store.hearsay() {
 		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
 	}
@@ -24,7 +25,7 @@ func (n *node) readBack(ctx context.Context, r replication) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.checking, n)
-	if err != nil {
+	if err != nil || n.era.Load() != era {
 		return // the next connection begins it again
 	}
 	h.of[n], h.stable[r.id] = r.id, r.offset

@@ -199,3 +199,40 @@ func TestForeignKeyIsAbsent(t *testing.T) {
 		})
 	}
 }
+
+// TestOustedUnderReadBack: a node that is ousted for a moment while it is read back, as by an
+// old map, had nothing to show: it is not known by its new past.
+func TestOustedUnderReadBack(t *testing.T) {
+	c := redistest.Cluster(t, 1, 0)
+	var book wiretest.Logbook
+	s := openUnproven(t, Config{Mode: Cluster, Log: book.Log}, c.Servers[0].Addr())
+	ch := channelOf(t, s)
+	want(t, do1(t, ch, write(1, kvstore.Absent, block(1))), nil)
+	n := (*s.nodes.Load())[0]
+	c.Servers[0].Do("DEL", blockKey(key(1)))
+	c.Servers[0].Do("DEBUG", "CHANGE-REPL-ID")
+	r := replication{role: "master", id: c.Servers[0].Info("replication", "master_replid")}
+	other := &node{store: s, index: -1}
+	s.mapping.Lock() // so that it is looked at later what the node has
+	want(t, n.recognise(r, n.era.Load()), errChecking)
+	for i := range s.slots {
+		s.slots[i].Store(other)
+	}
+	n.ousted()
+	s.mapping.Unlock()
+	redistest.Eventually(t, "it was read back", func() bool {
+		s.histories.mu.Lock()
+		defer s.histories.mu.Unlock()
+		return !s.histories.checking[n]
+	})
+	for i := range s.slots {
+		s.slots[i].Store(n)
+	}
+	want(t, ch.Flush(bg(t), testLayer), kvstore.ErrServerLost)
+	want(t, n.recognise(r, n.era.Load()-1), nil) // it is known now
+	r.id = "another"
+	want(t, n.recognise(r, n.era.Load()-1), errOutdated)
+	if book.Count("lacks the newest content of 1,") != 1 {
+		t.Errorf("log: %q", book.Lines())
+	}
+}
