@@ -17,11 +17,15 @@ import (
 // be used. Who was ousted meanwhile had nothing to show, and is asked again once it
 // has something.
 func (n *node) readBack(ctx context.Context, r replication, era uint32) {
+	h := &n.store.histories
+	told := n.store.told.Load()
 	if n.store.hearsay() {
 		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
 	}
-	h := &n.store.histories
 	lost, total, first, err := n.compare(ctx)
+	if n.store.mapped.Load() < told {
+		err = errHearsay
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.checking, n)
@@ -39,6 +43,9 @@ func (n *node) readBack(ctx context.Context, r replication, era uint32) {
 	srv.wentBack.CompareAndSwap(nil, &kvstore.OpError{Op: "flush", Server: n.addr,
 		Err: fmt.Errorf("%w: it went back in time, %d blocks are older than what it acknowledged", kvstore.ErrServerLost, lost)})
 }
+
+// errHearsay: it is not known what else the node should have.
+var errHearsay = errors.New("nobody tells the map of the cluster")
 
 // readAtOnce is how many blocks' tags one pipeline asks for.
 const readAtOnce = 512
