@@ -32,10 +32,10 @@ type entry struct {
 
 // ledger remembers the last writes of one channel.
 type ledger struct {
-	mu      sync.Mutex // a leaf; guards all. Contended only while a node is read back
+	mu      sync.Mutex // a leaf; guards what follows. Contended only while a node is read back
 	entries []entry    // a ring
 	next    int
-	closed  bool
+	closed  bool  // guarded by histories.mu
 	forgot  int64 // when the newest change was sent that is not remembered any more
 }
 
@@ -58,36 +58,34 @@ func (s *Store) closeLedger(l *ledger) {
 	defer s.histories.mu.Unlock()
 	l.mu.Lock()
 	empty := l.entries == nil
-	l.closed = true
 	l.mu.Unlock()
+	l.closed = true
 	if empty {
 		delete(s.histories.ledgers, l)
 		return
 	}
-	closed := 0
+	// What was changed before the newest that is forgotten counts no more: the one goes
+	// that ended first.
+	oldest, first, closed := l, l.newest(), 0
 	for o := range s.histories.ledgers {
-		o.mu.Lock()
 		if o.closed {
 			closed++
+			if at := o.newest(); at < first {
+				oldest, first = o, at
+			}
 		}
-		drop := o.closed && closed > retired && o != l
-		o.mu.Unlock()
-		if drop {
-			delete(s.histories.ledgers, o)
-			s.histories.forgot = max(s.histories.forgot, o.newest())
-		}
+	}
+	if closed > retired {
+		delete(s.histories.ledgers, oldest)
+		s.histories.forgot = max(s.histories.forgot, first)
 	}
 }
 
-// newest is when the newest change was sent that is remembered.
+// newest is when the newest change was sent.
 func (l *ledger) newest() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	newest := l.forgot
-	for i := range l.entries {
-		newest = max(newest, l.entries[i].at)
-	}
-	return newest
+	return l.entries[(l.next+ledgerSize-1)%ledgerSize].at
 }
 
 // epoch is when this process began, for times that compare.

@@ -104,8 +104,28 @@ func TestForgottenChannel(t *testing.T) {
 		sends(l, n, write(1, kvstore.Any, block(2)), uint64(6+i), 2+i)
 		s.closeLedger(l)
 	}
-	if w := s.remembered(n)[inLedger(1)]; w != nil && w.tag != 6+retired+7 {
-		t.Errorf("the block should hold an older write: %+v", w)
+	if w := s.remembered(n)[inLedger(1)]; w == nil || w.tag != 6+retired+7 {
+		t.Errorf("the block should hold another write: %+v", w)
+	}
+}
+
+// TestOldestChannelIsForgotten: of the channels that were closed the one is forgotten whose
+// last write is the oldest, as all writes before that count no more.
+func TestOldestChannelIsForgotten(t *testing.T) {
+	s, n := ledgerStore()
+	var all []*ledger
+	for i := range int64(retired + 8) {
+		l := s.openLedger()
+		sends(l, n, write(uint64(i), kvstore.Any, block(1)), uint64(1+i), 1+i)
+		all = append(all, l)
+	}
+	for i := range all { // from the middle
+		s.closeLedger(all[(i+retired)%len(all)])
+	}
+	for i := range uint64(retired + 8) {
+		if w := s.remembered(n)[inLedger(i)]; (w != nil) != (i >= 8) {
+			t.Errorf("block %d: %+v", i, w)
+		}
 	}
 }
 
