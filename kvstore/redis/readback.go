@@ -120,8 +120,8 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 }
 
 // explain takes out what was changed since the remembered changes were collected: a slot
-// that moves on meanwhile is written to elsewhere. What was found had been sent before
-// it was found, so it is remembered by now.
+// that moves on meanwhile is written to elsewhere, and where a lease ended others may have
+// written. What was found had been sent before it was found, so it is remembered by now.
 func (s *Store) explain(other map[[kvstore.KeySize]byte]found) {
 	if len(other) == 0 {
 		return
@@ -130,7 +130,7 @@ func (s *Store) explain(other map[[kvstore.KeySize]byte]found) {
 		l.mu.Lock()
 		for i := range l.entries {
 			e := &l.entries[i]
-			if f, ok := other[e.key]; ok && e.state != entryNone && e.tag == f.tag && e.at >= f.since {
+			if f, ok := other[e.key]; ok && e.state != entryNone && e.at >= f.since && (e.tag == f.tag || e.fence.Closed()) {
 				delete(other, e.key)
 			}
 		}

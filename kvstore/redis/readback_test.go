@@ -129,6 +129,24 @@ func TestOldestChannelIsForgotten(t *testing.T) {
 	}
 }
 
+// TestLeaseEndsUnderReadBack: others may have written what is found, also if the lease ended
+// only when the remembered changes were collected already.
+func TestLeaseEndsUnderReadBack(t *testing.T) {
+	s, n := ledgerStore()
+	l := s.openLedger()
+	w := write(1, kvstore.Any, block(1))
+	w.Fence = &kvstore.Fence{}
+	w.Fence.OpenForEver()
+	sends(l, n, w, 5, 5)
+	for _, lost := range []bool{true, false} {
+		other := map[[kvstore.KeySize]byte]found{inLedger(1): {tag: 8, since: 5}}
+		if s.explain(other); (len(other) == 1) != lost {
+			t.Errorf("with a lease that ended %v: lost %v", !lost, !lost)
+		}
+		w.Fence.Close()
+	}
+}
+
 // TestWriteOfAnEndedLease: others may have written since, also over what was written before
 // without a lease.
 func TestWriteOfAnEndedLease(t *testing.T) {
