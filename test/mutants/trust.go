@@ -59,7 +59,7 @@ var Failovers = []Mutant{
 		Package: "test/e2e", Test: "TestSentinel",
 	},
 	{
-		Name: "what a replica that took over lacks is found and not told", File: "kvstore/redis/history.go",
+		Name: "what a replica that took over lacks is found and not told", File: "kvstore/redis/readback.go",
 		Old: "	if lost == 0 {\n", New: "	if lost >= 0 {\n",
 		Package: "test/e2e", Test: "TestSentinel",
 	},
