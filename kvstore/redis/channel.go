@@ -181,6 +181,16 @@ func (ch *channel) redirect(c *conn, r *request, line []byte) {
 	ch.queue(n, r)
 }
 
+// failAll ends everything that is queued or in flight on a connection.
+func (c *conn) failAll(err error) {
+	for c.flight.Len() > 0 {
+		c.ch.complete(c.flight.Pop(), err)
+	}
+	for c.queue.Len() > 0 {
+		c.ch.complete(c.queue.Pop(), err)
+	}
+}
+
 // complete gives a request its result.
 func (ch *channel) complete(r *request, err error) {
 	ch.pending--

@@ -284,7 +284,6 @@ func TestAskOfANodeThatIsAway(t *testing.T) {
 			defer cancel()
 			ch := channelOf(t, s).(*channel)
 			if haunted {
-				ch.conns[1].troubled = time.Now()
 				ch.conns[1].haunt = wire.NewDrain(s.helpers, func(ctx context.Context) { <-ctx.Done() })
 			}
 			n, slot := onFirst()
@@ -301,6 +300,9 @@ func TestAskOfANodeThatIsAway(t *testing.T) {
 			want(t, w.Err, nil)
 			if more := asks.Load() - dials.Load(); !haunted && (more < -1 || more > 1) {
 				t.Errorf("asked %d times, and dialled %d times: not one after the other", asks.Load(), dials.Load())
+			}
+			if ch.conns[1].troubled.IsZero() {
+				t.Error("it cannot be used since a time that nobody kept")
 			}
 		})
 	}

@@ -116,7 +116,7 @@ func (c *conn) tryDial(now time.Time) {
 		if !c.haunt.Done() {
 			c.unask()
 			c.retryAt = now.Add(glance)
-			c.node.outage.Trouble(c.troubled, errHaunted)
+			c.trouble(now, errHaunted)
 			c.node.store.lookAround()
 			return
 		}
@@ -459,14 +459,19 @@ func (c *conn) drop(why error) {
 		return
 	}
 	now := time.Now()
-	if c.troubled.IsZero() {
-		c.troubled = now
-	}
-	c.node.outage.Trouble(c.troubled, why)
+	c.trouble(now, why)
 	c.retryAt = now.Add(wire.Backoff(c.failures, wire.Jitter))
 	c.failures++
 	c.node.where.LookupAgain(c.node.store.helpers, c.failures)
 	c.node.store.lookAround()
+}
+
+// trouble says that the node cannot be used now, since when it could not.
+func (c *conn) trouble(now time.Time, why error) {
+	if c.troubled.IsZero() {
+		c.troubled = now
+	}
+	c.node.outage.Trouble(c.troubled, why)
 }
 
 // disconnect closes the socket and forgets what was received. haunted: the
@@ -487,14 +492,4 @@ func (c *conn) disconnect(haunted bool) {
 	c.r, c.w = 0, 0
 	c.vectors, c.unsent = c.vectors[:0], nil
 	c.idle, c.restUntil, c.elsewhere = time.Time{}, time.Time{}, wire.Elsewhere{}
-}
-
-// failAll ends everything that is queued or in flight.
-func (c *conn) failAll(err error) {
-	for c.flight.Len() > 0 {
-		c.ch.complete(c.flight.Pop(), err)
-	}
-	for c.queue.Len() > 0 {
-		c.ch.complete(c.queue.Pop(), err)
-	}
 }
