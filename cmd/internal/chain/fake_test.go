@@ -28,21 +28,23 @@ type fake struct {
 	table   []losetup.Mount
 	devices []losetup.Device
 	dead    map[string]bool // mount points whose daemon is gone
-	looked  map[string]int  // how often they were probed
-	broken  map[string]bool // devices that answer EIO
-	volumes map[string][]byte
-	sizes   map[string]int64
-	users   map[string][]string // of mount points and devices
-	procs   map[int]bool
-	later   []string // devices that go with their last user
-	calls   int
-	failAt  int  // the call that fails; 0: none
-	after   bool // it fails after it had its effect
-	cancel  context.CancelFunc
-	said    []string
-	mounts  []string // the flags of each `kvbfs mount`
-	silent  []string
-	held    int
+	// toolErrs are what the next tools fail with.
+	toolErrs []error
+	looked   map[string]int  // how often they were probed
+	broken   map[string]bool // devices that answer EIO
+	volumes  map[string][]byte
+	sizes    map[string]int64
+	users    map[string][]string // of mount points and devices
+	procs    map[int]bool
+	later    []string // devices that go with their last user
+	calls    int
+	failAt   int  // the call that fails; 0: none
+	after    bool // it fails after it had its effect
+	cancel   context.CancelFunc
+	said     []string
+	mounts   []string // the flags of each `kvbfs mount`
+	silent   []string
+	held     int
 	// provisions is the answer of the store to provisioning.
 	provisions  error
 	capacity    int64
@@ -268,6 +270,11 @@ func (f *fake) crash() {
 
 // Tool is mkfs.
 func (f *fake) Tool(_ context.Context, name string, args ...string) error {
+	if len(f.toolErrs) > 0 {
+		err := f.toolErrs[0]
+		f.toolErrs = f.toolErrs[1:]
+		return err
+	}
 	return f.op(func() error { writeMagic(f.head(args[len(args)-1]), name); return nil })
 }
 

@@ -331,7 +331,7 @@ func (c *Chain) filesystem(ctx context.Context, req Request, on string, rec *rec
 		return fs, err
 	}
 	journal := journalOptions(name, size, capacity, req.MkfsOptions)
-	if err := c.sys.Tool(ctx, fs.tool, fs.mkfs(on, res.CreatedVolume, journal, req.MkfsOptions)...); err != nil {
+	if err := c.mkfs(ctx, fs, fs.mkfs(on, res.CreatedVolume, journal, req.MkfsOptions)); err != nil {
 		return fs, err
 	}
 	rec.Mkfs, res.MadeFS = false, true
