@@ -233,12 +233,12 @@ func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
 }
 
 // add takes an entry of any ledger, in any order.
-func (w *expected) add(e *entry) {
-	closed := e.fence.Closed() // others may have written since
+func (e *expected) add(of *entry) {
+	closed := of.fence.Closed() // others may have written since
 	switch {
-	case e.state == entrySent && !closed:
-		w.open = append(w.open, unanswered{e.at, e.tag})
-	case e.at >= w.at:
-		w.at, w.tag, w.gone = e.at, e.tag, e.state == entryGone || closed
+	case of.state == entrySent && !closed:
+		e.open = append(e.open, unanswered{of.at, of.tag})
+	case of.at >= e.at:
+		e.at, e.tag, e.gone = of.at, of.tag, of.state == entryGone || closed
 	}
 }
