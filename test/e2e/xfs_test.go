@@ -25,13 +25,16 @@ func TestUpBesideADeadXFS(t *testing.T) {
 	r.Kvbfs("up", "disk", "--size", "1G", "--fs", "xfs", "--at", at, "--store", store)
 	must(t, os.WriteFile(filepath.Join(at, "file"), []byte("kept\n"), 0o644))
 	r.Run("sync", "-f", at)
-	holder := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo there; exec sleep 600")
+	// It must not hold what other tests have mounted meanwhile.
+	holder := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", `
+for d in $(cut -d' ' -f5 /proc/self/mountinfo | grep /kvbfs-e2e- | grep -v "^$0/"); do umount -l "$d" 2>/dev/null; done
+echo there; exec sleep 600`, r.Dir)
 	holder.Env = r.Env()
 	out, err := holder.StdoutPipe()
 	must(t, err)
 	must(t, holder.Start())
 	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
-	if _, err := out.Read(make([]byte, 6)); err != nil {
+	if _, err := out.Read(make([]byte, 6)); err != nil { // "there"
 		t.Fatal(err)
 	}
 	pid := r.OnlyDaemon()
