@@ -55,7 +55,6 @@ func newInplace(s *Server, threads int) *inplace {
 	r := &inplace{t: s.tree, d: s.disp, cold: s.cold}
 	for range threads {
 		l := newLane(s.disp)
-		l.takes = true
 		s.disp.inplace.add(l)
 		r.lanes = append(r.lanes, l)
 		r.calls = append(r.calls, make([]hotCall, 0, volume.MaxRequests))

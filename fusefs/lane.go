@@ -29,9 +29,6 @@ type lane struct {
 	counters counters
 	// stays: batches wait for silent servers here, since there is nothing else.
 	stays bool
-	// takes: its batches are served by a thread that takes requests from the kernel,
-	// which must not wait: nobody else would take them.
-	takes bool
 
 	// Owned by the leader; handing over the lead passes it on.
 	worker     worker // nil: not opened yet, or given up after a panic
@@ -133,8 +130,11 @@ func (l *lane) append(first, last *call) {
 }
 
 // putBack queues anew what the caller, who leads, has taken and not served, so that
-// it can be relieved. It comes behind what queued meanwhile: requests have no order.
+// it can be relieved, before what queued meanwhile.
 func (l *lane) putBack() {
+	if l.head.Load() != busy {
+		l.append(chain(l.head.Swap(busy)))
+	}
 	c := l.rest
 	l.rest, l.last = nil, nil
 	for c != nil {
@@ -217,7 +217,7 @@ func (l *lane) ended(reqs []*volume.Request) {
 
 func fail(reqs []*volume.Request, err error) {
 	for _, r := range reqs {
-		r.Err = err
+		r.Err, r.Left = err, false
 	}
 }
 

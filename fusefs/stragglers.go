@@ -58,7 +58,9 @@ func (l *lane) finish(w worker, reqs []*volume.Request, done func()) {
 	s.wait.Add(1)
 	go func() {
 		defer s.wait.Done()
-		l.d.finishNow(w, reqs)
+		if l.d.finishNow(w, reqs) {
+			s.spare(w)
+		}
 		s.count.Add(-1)
 		l.counters.failed(reqs)
 		done()
@@ -75,7 +77,9 @@ func (l *lane) hold(w worker, reqs []*volume.Request, done func()) {
 	l.began.Store(clock())
 	go func() {
 		defer s.wait.Done()
-		l.d.finishNow(w, reqs)
+		if l.d.finishNow(w, reqs) {
+			l.worker = w
+		}
 		l.counters.failed(reqs)
 		l.began.Store(0)
 		l.stuck.Store(false)
@@ -85,8 +89,9 @@ func (l *lane) hold(w worker, reqs []*volume.Request, done func()) {
 	}()
 }
 
-func (d *dispatcher) finishNow(w worker, reqs []*volume.Request) {
-	s := &d.stragglers
+// finishNow waits for what a worker has left. It reports false if that panicked: the
+// worker is closed then.
+func (d *dispatcher) finishNow(w worker, reqs []*volume.Request) (ok bool) {
 	defer func() {
 		if r := recover(); r != nil {
 			d.log("panic while finishing %d requests: %v\n%s", len(reqs), r, debug.Stack())
@@ -95,6 +100,11 @@ func (d *dispatcher) finishNow(w worker, reqs []*volume.Request) {
 		}
 	}()
 	w.Finish(d.ctx)
+	return true
+}
+
+// spare keeps a worker for the next time, or closes it.
+func (s *stragglers) spare(w worker) {
 	s.mu.Lock()
 	keep := len(s.spares) < maxSpares && !s.closed
 	if keep {

@@ -122,3 +122,51 @@ func TestNoRoomForStragglers(t *testing.T) {
 		}
 	}
 }
+
+// TestStragglerStress: batches part, lanes are held and relieved, all at once; each call
+// returns once, and every lane is idle in the end.
+func TestStragglerStress(t *testing.T) {
+	for most := range int32(3) {
+		speaks := make(chan struct{})
+		close(speaks)
+		d := newDispatcher(context.Background(), func(context.Context) (worker, error) {
+			return &partingWorker{speaks: speaks}, nil
+		}, 2, t.Logf)
+		d.patience, d.stragglers.most = 0, most
+		quit, gone := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(gone)
+			for {
+				select {
+				case <-quit:
+					return
+				default:
+					d.relieve(&d.bulk)
+				}
+			}
+		}()
+		var all sync.WaitGroup
+		for i := range 64 {
+			all.Go(func() {
+				for n := range 200 {
+					_ = d.do(&d.bulk, volume.Read, nil, int64((n+i)%4/3), 0, nil) // a quarter is left
+				}
+			})
+		}
+		all.Wait()
+		close(quit)
+		<-gone
+		d.stragglers.wait.Wait()
+		for i, l := range *d.bulk.lanes.Load() {
+			if l.head.Load() != nil || l.rest != nil || l.load.Load() != 0 || l.stuck.Load() || l.began.Load() != 0 {
+				t.Errorf("most %d: lane %d: head %v, rest %v, load %d, stuck %v, began %d", most, i, l.head.Load(), l.rest, l.load.Load(), l.stuck.Load(), l.began.Load())
+			}
+		}
+		if n, _ := d.flying.look(); n != 0 {
+			t.Errorf("%d requests under way", n)
+		}
+		if err := d.close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

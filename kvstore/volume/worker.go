@@ -428,7 +428,7 @@ func (w *Worker) finish(left bool) {
 		if j.vol != nil && errors.Is(j.err, kvstore.ErrAborted) && j.vol.aborted.Load() {
 			j.err = ErrVolumeAborted
 		}
-		j.req.Err = j.err
+		j.req.Err, j.req.Left = j.err, false
 		if j.vol != nil {
 			if j.err != nil {
 				j.vol.counters.errs.Add(1)
