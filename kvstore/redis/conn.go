@@ -389,9 +389,10 @@ func (c *conn) consume() error {
 func (c *conn) answer(rep reply) error {
 	req := c.flight.Front()
 	out, result, bad := req.accept(rep)
-	if out != outLater && out != outMoved && bad == nil {
+	if (out == outDone || out == outAgain) && bad == nil {
 		// Only an answer to work resets the back-off: a server that greets well
-		// and then babbles must not be dialled in a tight loop.
+		// and then babbles must not be dialled in a tight loop, nor one that says
+		// OK to the first commands of a request and refuses the rest.
 		c.failures = 0
 		c.node.outage.Healthy()
 	}

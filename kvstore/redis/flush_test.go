@@ -1,11 +1,16 @@
 package redis
 
 import (
+	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
 )
 
 // TestProofOutlivesTheMap: who proves himself by a slot that is elsewhere when his answer
@@ -83,5 +88,37 @@ func TestFlushReplies(t *testing.T) {
 				t.Errorf("not consumed: %q", in)
 			}
 		})
+	}
+}
+
+// TestRefusedMark: a master that shows its sentinel and then refuses the key that a flush
+// writes, as with min-replicas-to-write and no replica, is asked again after longer and
+// longer pauses, and it is said why the flush waits.
+func TestRefusedMark(t *testing.T) {
+	srv := redistest.Start(t)
+	var book wiretest.Logbook
+	s := open(t, Config{Log: book.Log}, srv)
+	s.cfg.WaitReplicas = 1 // which the server had at the time of the mount
+	ch := channelOf(t, s)
+	want(t, do1(t, ch, write(1, kvstore.Absent, block(1))), nil)
+	srv.Do("CONFIG", "SET", "min-replicas-to-write", 1)
+	dialled := func() int {
+		n, err := strconv.Atoi(srv.Info("stats", "total_connections_received"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := dialled()
+	ctx, cancel := context.WithTimeout(bg(t), 3*time.Second)
+	defer cancel()
+	if err := ch.Flush(ctx, testLayer); err == nil {
+		t.Error("a flush succeeds without a replica")
+	}
+	if n := dialled() - before; n > 200 {
+		t.Errorf("dialled %d times in 3 s", n)
+	}
+	if book.Count("NOREPLICAS") == 0 {
+		t.Errorf("nobody says why it waits: %q", book.Lines())
 	}
 }

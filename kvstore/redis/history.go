@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 )
 
@@ -41,7 +42,9 @@ type histories struct {
 	of map[*node]string
 	// checking are nodes that are being read back.
 	checking map[*node]bool
-	ledgers  map[*ledger]struct{}
+	// why is what the last reading back of a node failed with.
+	why     map[*node]error
+	ledgers map[*ledger]struct{}
 }
 
 // errChecking: the node came back with another past; nobody uses it yet.
@@ -57,7 +60,7 @@ func (n *node) recognise(r replication, era uint32) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.checking[n] {
-		return errChecking
+		return h.reason(n)
 	}
 	_, met := h.of[n]
 	stable, known := h.stable[r.id]
@@ -68,6 +71,9 @@ func (n *node) recognise(r replication, era uint32) error {
 		return nil
 	case !met && !known && !continues && !n.owes():
 		// A node that is new to us, and has nothing of ours.
+		if n.era.Load() != era {
+			return errOutdated // it had another's place meanwhile
+		}
 		h.of[n], h.stable[r.id] = r.id, 0
 		return nil
 	}
@@ -78,6 +84,14 @@ func (n *node) recognise(r replication, era uint32) error {
 	h.checking[n] = true
 	n.store.rewinds.Add(1)
 	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r, era+1) })
+	return h.reason(n)
+}
+
+// reason says why nobody uses a node that is being read back. histories.mu is held.
+func (h *histories) reason(n *node) error {
+	if why := h.why[n]; why != nil {
+		return fmt.Errorf("%w again, since the last time failed: %v", errChecking, why) // not what it is: it says nothing about this connection
+	}
 	return errChecking
 }
 

@@ -22,16 +22,20 @@ func (n *node) readBack(ctx context.Context, r replication, era uint32) {
 	if n.store.hearsay() {
 		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
 	}
-	lost, total, first, err := n.compare(ctx)
-	if n.store.mapped.Load() < told {
-		err = errHearsay
+	var lost, total int
+	var first kvstore.Key
+	err := errHearsay
+	if n.store.mapped.Load() >= told {
+		lost, total, first, err = n.compare(ctx)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.checking, n)
+	h.why[n] = err
 	if err != nil || n.era.Load() != era {
 		return // the next connection begins it again
 	}
+	delete(h.why, n)
 	h.of[n], h.stable[r.id] = r.id, r.offset
 	if lost == 0 {
 		n.store.cfg.Log("redis %s has another past than before; it has all of the last %d blocks that were written", n.addr, total)

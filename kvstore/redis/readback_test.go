@@ -301,6 +301,7 @@ func TestReadBackWithoutAMap(t *testing.T) {
 		defer s.histories.mu.Unlock()
 		return s.Rewinds() > before && len(s.histories.checking) == 0
 	})
+	redistest.Eventually(t, "it is said why", func() bool { return book.Count(errHearsay.Error()) > 0 })
 	first.Stop()
 	second.Do("ACL", "SETUSER", "default", "+cluster|nodes")
 	<-done

@@ -172,7 +172,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	silence()
 	s := &Store{cfg: cfg, helpers: wire.NewHelpers(cfg.Log), clientName: ownName()}
 	s.nodes.Store(new([]*node))
-	s.histories = histories{stable: map[string]int64{}, of: map[*node]string{}, checking: map[*node]bool{}, ledgers: map[*ledger]struct{}{}}
+	s.histories = histories{stable: map[string]int64{}, of: map[*node]string{}, checking: map[*node]bool{}, why: map[*node]error{}, ledgers: map[*ledger]struct{}{}}
 	if err := s.find(ctx); err != nil {
 		_ = s.Close()
 		return nil, err

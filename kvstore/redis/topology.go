@@ -98,10 +98,11 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	if classify(line) == refuseAsk {
 		return to, true
 	}
-	s.told.Add(1)
 	s.mapping.Lock()
-	if s.slots[slot].Swap(to); to != from && !from.serves() {
-		from.ousted()
+	s.told.Add(1) // not before: a look that began in between would count as later
+	// Not from: a node that is behind may tell of a slot that was another's meanwhile.
+	if old := s.slots[slot].Swap(to); old != nil && old != to && !old.serves() {
+		old.ousted()
 	}
 	s.mapping.Unlock()
 	s.lookAround()
