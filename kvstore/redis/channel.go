@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -404,21 +405,18 @@ func (c *conn) waitsFor(now time.Time) (fd unix.PollFd, limit time.Duration) {
 // owed are of no use any more. What was sent of changes may still be executed when
 // the server wakes up: until that is over no channel sends a change to it.
 func (ch *channel) abandon(err error) {
+	// Sent on a connection before, maybe of another node than the one where it waits now.
+	again := func(r *request) bool { return r.writes() && r.repeated }
+	repeated := false
 	for _, c := range ch.active {
-		if !c.pending() {
-			continue
+		repeated = repeated || slices.ContainsFunc(c.queue.Rest(), again) || slices.ContainsFunc(c.flight.Rest(), again)
+	}
+	for _, c := range ch.active {
+		sent := slices.ContainsFunc(c.flight.Rest(), (*request).writes)
+		if c.pending() && (c.flight.Len() > 0 || c.state != ready) {
+			c.disconnect(sent)
 		}
-		haunted := false
-		for _, r := range c.flight.Rest() {
-			haunted = haunted || r.writes()
-		}
-		if c.flight.Len() > 0 || c.state != ready {
-			c.disconnect(haunted)
-		}
-		for _, r := range c.queue.Rest() {
-			haunted = haunted || r.writes() && r.repeated // sent on the connection before
-		}
-		if haunted && c.haunt != nil {
+		if (sent || repeated) && c.haunt != nil {
 			c.node.holds.Until(ch.store.helpers, c.haunt)
 		}
 		c.failAll(err)

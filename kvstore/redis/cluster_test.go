@@ -307,3 +307,25 @@ func TestAskOfANodeThatIsAway(t *testing.T) {
 		})
 	}
 }
+
+// TestAbandonWhatMovedOn: a write that was sent to one node, whose connection broke, and
+// waits for another one when its time runs out may still be executed by the first:
+// nobody sends it a change until it is done with that connection.
+func TestAbandonWhatMovedOn(t *testing.T) {
+	c := redistest.Cluster(t, 2, 0)
+	s := openUnproven(t, Config{Mode: Cluster}, c.Servers[0].Addr())
+	ch := channelOf(t, s).(*channel)
+	redistest.Eventually(t, "what a dead process left is drained", func() bool { return !s.helpers.Holding() })
+	r := &request{op: write(1, kvstore.Any, block(1)), step: stepSet, node: ch.conns[0].node, repeated: true}
+	ch.active, ch.pending = ch.conns[:2], 1
+	ch.conns[0].queue.Push(r)
+	over := make(chan struct{})
+	ch.conns[1].haunt = wire.NewDrain(s.helpers, func(context.Context) { <-over })
+	ch.abandon(kvstore.ErrTimeout)
+	want(t, r.op.Err, kvstore.ErrTimeout)
+	if !ch.conns[1].node.holds.Any() || ch.conns[0].node.holds.Any() {
+		t.Error("the node that may still execute a write is not left alone, or the other one is")
+	}
+	close(over)
+	redistest.Eventually(t, "changes go on", func() bool { return !ch.conns[1].node.holds.Any() })
+}
