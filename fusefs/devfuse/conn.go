@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/kvstore/awake"
 )
 
 // Handler serves batches. Batch is called on a thread with all requests that were
@@ -178,12 +180,12 @@ type thread struct {
 	// clones waiting is -1, and ready is the caller's.
 	waiting, ready int
 
-	batch  []*Entry
-	free   []*Entry // without work
-	back   atomic.Pointer[Entry]
-	out    sync.WaitGroup // entries that the handler has
-	yields int            // how often gather looks before it sleeps
-	gone   bool
+	batch []*Entry
+	free  []*Entry // without work
+	back  atomic.Pointer[Entry]
+	out   sync.WaitGroup // entries that the handler has
+	awake awake.Wait
+	gone  bool
 }
 
 func (c *Conn) newThread(id int) (*thread, error) {
@@ -229,15 +231,6 @@ func (t *thread) close() {
 	}
 }
 
-// Waiting. A thread that sleeps costs its next request a wake-up, some 5 to 10 us
-// on a virtual machine. So it stays awake for a while, as those of package uring
-// do: it gives the CPU to whoever wants it and looks again, the more often the
-// more often that paid.
-const (
-	maxYields = 100
-	shortWait = 50 * time.Microsecond
-)
-
 // gather fills the batch with what is there; it waits until there is something.
 // It returns false when the connection is gone.
 func (t *thread) gather() bool {
@@ -252,22 +245,12 @@ func (t *thread) gather() bool {
 }
 
 func (t *thread) await() {
-	for range t.yields {
-		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
-		if t.take(t.ready) {
-			t.yields = min(t.yields+4, maxYields)
-			return
-		}
-		if t.gone {
-			return
-		}
+	if t.awake.ForWork(func() bool { return t.take(t.ready) || t.gone }) {
+		return
 	}
-	t.yields /= 2
 	began := time.Now()
 	t.sleep()
-	if time.Since(began) < shortWait {
-		t.yields = min(2*t.yields+8, maxYields)
-	}
+	t.awake.Slept(time.Since(began))
 }
 
 // sleep waits for a request and takes it if nobody else does first.

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvbfs/kvbfs/kvstore/awake"
 )
 
 // Commands of enum fuse_uring_cmd.
@@ -148,7 +150,7 @@ type thread struct {
 	posting sync.WaitGroup // those who are about to write to event
 	posted  atomic.Pointer[Entry]
 	alive   int // entries that the kernel or the handler has
-	yields  int // how often await looks before it sleeps
+	awake   awake.Wait
 	gone    bool
 }
 
@@ -264,38 +266,24 @@ func (t *thread) loop() {
 	}
 }
 
-// Waiting. A thread that sleeps costs its next request a wake-up, some 5 to 10 us
-// on a virtual machine, which is as much as the request itself. So a thread stays
-// awake for a while, as halt polling in KVM does: it gives the CPU to whoever
-// wants it (sched_yield) and looks again. How often adapts: it grows while requests
-// come soon after they are waited for, and falls to nothing when they do not.
-const (
-	// maxYields bounds one wait; with nothing else to run it takes some 30 us.
-	maxYields = 100
-	// shortWait: had we stayed awake, the request would have found us so.
-	shortWait = 50 * time.Microsecond
-)
-
 // await commits the replies and returns once there is something to serve.
 func (t *thread) await() error {
-	if err := t.ring.enter(0); err != nil || t.ring.ready() > 0 {
+	err := t.ring.enter(0)
+	if err != nil || t.ring.ready() > 0 {
 		return err
 	}
-	for range t.yields {
-		if t.ring.due() || t.posted.Load() != nil {
-			if err := t.ring.enter(0); err != nil || t.ring.ready() > 0 || t.posted.Load() != nil {
-				t.yields = min(t.yields+4, maxYields)
-				return err
-			}
+	if t.awake.ForWork(func() bool {
+		if !t.ring.due() && t.posted.Load() == nil {
+			return false
 		}
-		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		err = t.ring.enter(0)
+		return err != nil || t.ring.ready() > 0 || t.posted.Load() != nil
+	}) {
+		return err
 	}
-	t.yields /= 2
 	began := time.Now()
-	err := t.ring.enter(1)
-	if time.Since(began) < shortWait {
-		t.yields = min(2*t.yields+8, maxYields)
-	}
+	err = t.ring.enter(1)
+	t.awake.Slept(time.Since(began))
 	return err
 }
 

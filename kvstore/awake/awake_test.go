@@ -1,0 +1,90 @@
+package awake
+
+import (
+	"testing"
+	"time"
+)
+
+// looksOf counts how often w looks for what never comes.
+func looksOf(way func(func() bool) bool) (n int) {
+	if way(func() bool { n++; return false }) {
+		panic("nothing was there")
+	}
+	return n
+}
+
+func TestWait(t *testing.T) {
+	var w Wait
+	if n := looksOf(w.ForWork); n != 0 {
+		t.Errorf("a new wait looked %d times", n)
+	}
+	w.Slept(time.Millisecond)
+	if n := looksOf(w.ForWork); n != 0 {
+		t.Errorf("after a long sleep it looked %d times", n)
+	}
+	for range 10 {
+		w.Slept(10 * time.Microsecond)
+	}
+	if w.looks != maxLooks {
+		t.Errorf("after short sleeps it would look %d times, want %d", w.looks, maxLooks)
+	}
+	for want := maxLooks; want > 0; want /= 2 {
+		if n := looksOf(w.ForWork); n != want {
+			t.Errorf("it looked %d times in vain, want %d", n, want)
+		}
+	}
+	w.Slept(10 * time.Microsecond)
+	n := 0
+	if !w.ForWork(func() bool { n++; return n == 3 }) || n != 3 || w.looks != 12 {
+		t.Errorf("found after %d looks, will look %d times, want 3 and 12", n, w.looks)
+	}
+	if n := working.Load(); n != 0 {
+		t.Errorf("%d at work after all", n)
+	}
+}
+
+func TestAtWork(t *testing.T) {
+	w := Wait{looks: maxLooks}
+	for range half {
+		Begin()
+		defer End()
+	}
+	if n := looksOf(w.AtWork); n != maxLooks {
+		t.Errorf("with half of the CPUs at work it looked %d times, want %d", n, maxLooks)
+	}
+	w.looks = maxLooks
+	other := Wait{looks: 1}
+	other.ForWork(func() bool {
+		if n := looksOf(w.AtWork); n != 0 {
+			t.Errorf("while another one stayed awake it looked %d times", n)
+		}
+		return false
+	})
+	w.looks = maxLooks
+	Begin()
+	for w.looks > 0 {
+		if n := looksOf(w.AtWork); n != 0 {
+			t.Fatalf("with more at work it looked %d times", n)
+		}
+	}
+	End()
+	w.looks = maxLooks
+	if w.AtWork(func() bool { Begin(); return false }) {
+		t.Error("found what was not there")
+	}
+	End()
+	if w.looks != maxLooks/2 {
+		t.Errorf("another one began: will look %d times, want %d", w.looks, maxLooks/2)
+	}
+}
+
+func TestLookAllocatesNothing(t *testing.T) {
+	w := Wait{looks: maxLooks}
+	there := false
+	if n := testing.AllocsPerRun(100, func() {
+		there = false
+		w.ForWork(func() bool { there = !there; return !there })
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
