@@ -17,11 +17,20 @@ const (
 	maxLooks = 100
 	// short: had the thread stayed awake, what it waited for would have found it so.
 	short = 50 * time.Microsecond
+	// taken: whoever had the CPU for longer than that did not do what is waited for. Who
+	// yields gives up a whole time slice (kernel/sched/fair.c, yield_task_fair), some 3 ms;
+	// who is woken need not wait for its turn as long.
+	taken = 500 * time.Microsecond
+	// minRest and maxRest are how many waits sleep after that.
+	minRest, maxRest = 256, 1 << 16
 )
 
 // working is how many threads of this process are at work or stay awake: each needs
 // a CPU, and so does whoever it waits for.
 var working atomic.Int32
+
+// now is another clock in tests.
+var now = time.Now
 
 // half of the CPUs that this process may use.
 var half = int32(max(1, min(runtime.NumCPU(), runtime.GOMAXPROCS(0))/2))
@@ -34,9 +43,13 @@ func End() { working.Add(-1) }
 
 // Wait is what one thread knows of its waits for one kind of thing. How often it
 // looks adapts: it grows while things come soon after they are waited for, and
-// falls to nothing when they do not. The zero value sleeps at first. One goroutine
-// uses it at a time.
-type Wait struct{ looks int }
+// falls to nothing when they do not. While others want the CPU for long, it sleeps.
+// The zero value sleeps at first. One goroutine uses it at a time.
+type Wait struct {
+	looks int
+	rest  int // waits that sleep in any case
+	last  int // how many these were at first
+}
 
 // ForWork calls look until it says true, and reports whether it did. If not, the
 // caller sleeps until there is something to do, and says so by Slept. look must not
@@ -55,12 +68,21 @@ func (w *Wait) ForWork(look func() bool) bool {
 func (w *Wait) AtWork(look func() bool) bool { return w.look(look, true) }
 
 func (w *Wait) look(look func() bool, polite bool) bool {
+	began := now()
 	for n := w.looks; n > 0 && (!polite || working.Load() <= half); n-- {
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
-		if look() {
+		there, at := look(), now()
+		if at.Sub(began) > taken {
+			w.looks, w.last = 0, min(max(2*w.last, minRest), maxRest)
+			w.rest = w.last
+			return there
+		}
+		if there {
 			w.looks = min(w.looks+4, maxLooks)
+			w.last -= w.last / 64
 			return true
 		}
+		began = at
 	}
 	w.looks /= 2
 	return false
@@ -68,6 +90,10 @@ func (w *Wait) look(look func() bool, polite bool) bool {
 
 // Slept notes that what was waited for came after a sleep of d.
 func (w *Wait) Slept(d time.Duration) {
+	if w.rest > 0 {
+		w.rest--
+		return
+	}
 	if d < short {
 		w.looks = min(2*w.looks+8, maxLooks)
 	}

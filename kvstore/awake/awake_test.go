@@ -5,6 +5,14 @@ import (
 	"time"
 )
 
+// clock makes time stand still, but for what is added to the result.
+func clock(t *testing.T) *time.Duration {
+	began, d := time.Now(), new(time.Duration)
+	now = func() time.Time { return began.Add(*d) }
+	t.Cleanup(func() { now = time.Now })
+	return d
+}
+
 // looksOf counts how often w looks for what never comes.
 func looksOf(way func(func() bool) bool) (n int) {
 	if way(func() bool { n++; return false }) {
@@ -14,6 +22,7 @@ func looksOf(way func(func() bool) bool) (n int) {
 }
 
 func TestWait(t *testing.T) {
+	clock(t)
 	var w Wait
 	if n := looksOf(w.ForWork); n != 0 {
 		t.Errorf("a new wait looked %d times", n)
@@ -44,6 +53,7 @@ func TestWait(t *testing.T) {
 }
 
 func TestAtWork(t *testing.T) {
+	clock(t)
 	w := Wait{looks: maxLooks}
 	for range half {
 		Begin()
@@ -75,6 +85,34 @@ func TestAtWork(t *testing.T) {
 	End()
 	if w.looks != maxLooks/2 {
 		t.Errorf("another one began: will look %d times, want %d", w.looks, maxLooks/2)
+	}
+}
+
+// TestOthersWantTheCPU: whoever was kept from the CPU while it stayed awake sleeps the
+// next times, the longer the more often that happens.
+func TestOthersWantTheCPU(t *testing.T) {
+	passed := clock(t)
+	w := Wait{looks: maxLooks}
+	for _, want := range []int{minRest, 2 * minRest, 4 * minRest} {
+		n := 0
+		if !w.ForWork(func() bool { n++; *passed += 2 * taken; return true }) || n != 1 {
+			t.Fatalf("looked %d times", n)
+		}
+		rests := 0
+		for w.looks == 0 {
+			w.Slept(10 * time.Microsecond)
+			rests++
+		}
+		if rests != want+1 {
+			t.Errorf("slept %d times before it looked again, want %d", rests, want+1)
+		}
+	}
+	for range 2000 {
+		w.looks = 1
+		w.ForWork(func() bool { return true })
+	}
+	if w.last >= minRest {
+		t.Errorf("with a free CPU it would still sleep %d times", w.last)
 	}
 }
 
