@@ -174,18 +174,12 @@ func (ch *channel) spread(index int) *conn {
 	return ch.conns[index*ch.per+t/run]
 }
 
-// maxHops is how often a request follows MOVED and ASK without a pause: more than a
-// cluster at rest ever needs. While its nodes do not agree who has a slot each may name
-// the other, which would be a tight loop.
-const maxHops = 5
-
 // redirect follows MOVED or ASK to another node.
 func (ch *channel) redirect(c *conn, r *request, line []byte) {
 	n, asking := ch.store.redirected(c.node, line)
 	r.asking, r.part = asking, 0
-	if r.hops++; n == c.node || r.hops > maxHops { // it said nothing that leads anywhere
-		r.hops = 0
-		c.rest(&c.node.outage, &serverError{string(line)})
+	if n == c.node { // it said nothing that leads anywhere
+		c.rest(&n.outage, &serverError{string(line)})
 	}
 	ch.queue(n, r)
 }
