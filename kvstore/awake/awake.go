@@ -17,6 +17,8 @@ const (
 	maxLooks = 100
 	// short: had the thread stayed awake, what it waited for would have found it so.
 	short = 50 * time.Microsecond
+	// longest is how long one wait may last.
+	longest = 4 * short
 	// taken: whoever had the CPU for longer than that did not do what is waited for. Who
 	// yields gives up a whole time slice (kernel/sched/fair.c, yield_task_fair), some 3 ms;
 	// who is woken need not wait for its turn as long.
@@ -40,6 +42,9 @@ func Begin() { working.Add(1) }
 
 // End is the end of what Begin began.
 func End() { working.Add(-1) }
+
+// Working is how many threads are at work or stay awake, for tests.
+func Working() int { return int(working.Load()) }
 
 // Wait is what one thread knows of its waits for one kind of thing. How often it
 // looks adapts: it grows while things come soon after they are waited for, and
@@ -69,20 +74,24 @@ func (w *Wait) AtWork(look func() bool) bool { return w.look(look, true) }
 
 func (w *Wait) look(look func() bool, polite bool) bool {
 	began := now()
+	before := began
 	for n := w.looks; n > 0 && (!polite || working.Load() <= half); n-- {
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
-		there, at := look(), now()
-		if at.Sub(began) > taken {
+		back := now()
+		if back.Sub(before) > taken {
 			w.looks, w.last = 0, min(max(2*w.last, minRest), maxRest)
 			w.rest = w.last
-			return there
+			return look()
 		}
-		if there {
+		if back.Sub(began) > longest {
+			break // others come and go: asleep it is found sooner
+		}
+		if look() {
 			w.looks = min(w.looks+4, maxLooks)
 			w.last -= w.last / 64
 			return true
 		}
-		began = at
+		before = now() // what a look takes is nobody else's time
 	}
 	w.looks /= 2
 	return false

@@ -91,11 +91,14 @@ func TestAtWork(t *testing.T) {
 // TestOthersWantTheCPU: whoever was kept from the CPU while it stayed awake sleeps the
 // next times, the longer the more often that happens.
 func TestOthersWantTheCPU(t *testing.T) {
-	passed := clock(t)
+	began, passed := time.Now(), time.Duration(0)
+	yield := 2 * taken // from one look at the clock to the next
+	now = func() time.Time { passed += yield; return began.Add(passed) }
+	t.Cleanup(func() { now = time.Now })
 	w := Wait{looks: maxLooks}
 	for _, want := range []int{minRest, 2 * minRest, 4 * minRest} {
 		n := 0
-		if !w.ForWork(func() bool { n++; *passed += 2 * taken; return true }) || n != 1 {
+		if !w.ForWork(func() bool { n++; return true }) || n != 1 {
 			t.Fatalf("looked %d times", n)
 		}
 		rests := 0
@@ -107,12 +110,27 @@ func TestOthersWantTheCPU(t *testing.T) {
 			t.Errorf("slept %d times before it looked again, want %d", rests, want+1)
 		}
 	}
+	yield = short // each look is late, but none by much
+	w.looks = maxLooks
+	if n := looksOf(w.ForWork); n == 0 || n > 4 || w.looks != maxLooks/2 {
+		t.Errorf("looked %d times within 200 us, and will %d times", n, w.looks)
+	}
+	yield = 0
 	for range 2000 {
 		w.looks = 1
 		w.ForWork(func() bool { return true })
 	}
 	if w.last >= minRest {
 		t.Errorf("with a free CPU it would still sleep %d times", w.last)
+	}
+}
+
+// TestLongLook: how long a look takes says nothing of who wants the CPU.
+func TestLongLook(t *testing.T) {
+	passed := clock(t)
+	w := Wait{looks: 8}
+	if !w.ForWork(func() bool { *passed += 2 * taken; return true }) || w.looks != 12 || w.rest != 0 {
+		t.Errorf("will look %d times, after %d that sleep", w.looks, w.rest)
 	}
 }
 

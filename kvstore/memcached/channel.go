@@ -236,7 +236,12 @@ func (ch *channel) Close() error {
 // leave it returns false once a server has kept silent for its grace.
 func (ch *channel) run(ctx context.Context, leave bool) bool {
 	awake.Begin()
-	defer awake.End()
+	working := true // until the channel waits for what may take long
+	defer func() {
+		if working {
+			awake.End()
+		}
+	}()
 	ch.active = ch.active[:0]
 	for _, c := range ch.conns {
 		if c.pending() {
@@ -264,6 +269,10 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 			}
 		} else {
 			ch.poll(ctx, leave)
+		}
+		if working {
+			awake.End()
+			working = false
 		}
 		now = time.Now()
 		if ctx.Err() != nil {

@@ -257,7 +257,12 @@ func (ch *channel) Close() error {
 // leave it returns false once a node has kept silent for its grace.
 func (ch *channel) run(ctx context.Context, leave bool) bool {
 	awake.Begin()
-	defer awake.End()
+	working := true // until the channel waits for what may take long
+	defer func() {
+		if working {
+			awake.End()
+		}
+	}()
 	patient := true // until a server stays silent for GraceMin
 	var now time.Time
 	for ch.pending > 0 {
@@ -280,6 +285,10 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 			}
 		} else {
 			ch.poll(ctx, leave)
+		}
+		if working {
+			awake.End()
+			working = false
 		}
 		now = time.Now()
 		if ctx.Err() != nil {

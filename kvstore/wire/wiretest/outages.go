@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/awake"
 )
 
 // Numbers of blocks that lie on the first and the second of two servers.
@@ -196,6 +197,9 @@ func TryLeavesASilentServer(t *testing.T, rig Rig) {
 	case <-done:
 		t.Fatal("Finish returned while the server is stopped")
 	case <-time.After(100 * time.Millisecond):
+	}
+	if n := awake.Working(); n != 0 {
+		t.Errorf("%d at work though all wait for a stopped server: others would never stay awake", n)
 	}
 	servers[1].Resume()
 	<-done
