@@ -174,12 +174,18 @@ func (ch *channel) spread(index int) *conn {
 	return ch.conns[index*ch.per+t/run]
 }
 
+// maxHops is how often a request follows MOVED and ASK without a pause: more than a
+// cluster at rest ever needs. While its nodes do not agree who has a slot each may name
+// the other, which would be a tight loop.
+const maxHops = 5
+
 // redirect follows MOVED or ASK to another node.
 func (ch *channel) redirect(c *conn, r *request, line []byte) {
 	n, asking := ch.store.redirected(c.node, line)
 	r.asking, r.part = asking, 0
-	if n == c.node { // it said nothing that leads anywhere
-		c.rest(&n.outage, &serverError{string(line)})
+	if r.hops++; n == c.node || r.hops > maxHops { // it said nothing that leads anywhere
+		r.hops = 0
+		c.rest(&c.node.outage, &serverError{string(line)})
 	}
 	ch.queue(n, r)
 }
@@ -335,7 +341,7 @@ func (ch *channel) silent(now time.Time) bool {
 		switch {
 		case c.state == closed:
 			since = c.troubled
-		case !c.restUntil.IsZero():
+		case c.flight.Len() == 0 && !c.restUntil.IsZero():
 			since = c.restSince // it answers, but not to this
 		}
 		// What is held waits for a proof that may take long.
@@ -425,7 +431,7 @@ func (c *conn) waitsFor(now time.Time) (fd unix.PollFd, limit time.Duration) {
 			limit = 0
 		case c.held():
 			limit = glance
-		case !c.restUntil.IsZero():
+		case c.queue.Len() > 0 && !c.restUntil.IsZero():
 			limit = max(c.restUntil.Sub(now), time.Millisecond)
 		}
 	}

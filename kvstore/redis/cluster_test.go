@@ -266,16 +266,7 @@ func TestAskOfANodeThatIsAway(t *testing.T) {
 			from, to := c.Servers[0], c.Servers[1]
 			var asks, dials atomic.Int64
 			via := wiretest.Between(t, func(_ int, c net.Conn) {
-				wiretest.Relay(c, from, func(w io.Writer, r io.Reader) {
-					buf := make([]byte, bufferSize)
-					for {
-						n, err := r.Read(buf)
-						asks.Add(int64(bytes.Count(buf[:n], []byte("-ASK "))))
-						if _, bad := w.Write(buf[:n]); err != nil || bad != nil {
-							return
-						}
-					}
-				})
+				wiretest.Relay(c, from, func(w io.Writer, r io.Reader) { countAsks(&asks, w, r) })
 			})
 			s := clusterVia(t, via, from)
 			away := unix.Sockaddr(&unix.SockaddrUnix{Name: wiretest.Between(t, func(int, net.Conn) { dials.Add(1) })})
@@ -305,6 +296,81 @@ func TestAskOfANodeThatIsAway(t *testing.T) {
 				t.Error("it cannot be used since a time that nobody kept")
 			}
 		})
+	}
+}
+
+// TestNodesThatNameEachOther: two nodes of which each says that the other one has a slot
+// are not asked in a tight loop.
+func TestNodesThatNameEachOther(t *testing.T) {
+	c := redistest.Cluster(t, 2, 0)
+	from, to := c.Servers[0], c.Servers[1]
+	var asks atomic.Int64
+	via := wiretest.Between(t, func(_ int, c net.Conn) {
+		wiretest.Relay(c, from, func(w io.Writer, r io.Reader) { countAsks(&asks, w, r) })
+	})
+	s := clusterVia(t, via, from)
+	ctx, cancel := context.WithTimeout(bg(t), 10*time.Second)
+	defer cancel()
+	ch := channelOf(t, s)
+	n, slot := onFirst()
+	want(t, do1(t, ch, write(n, kvstore.Any, block(n))), nil)
+	c.HalfMove(from, to, slot)
+	to.Do("CLUSTER", "SETSLOT", slot, "STABLE") // it imports no more, and says MOVED
+	w, done := write(n, kvstore.Any, block(n)), make(chan struct{})
+	go func() {
+		ch.Do(ctx, []*kvstore.Op{w})
+		close(done)
+	}()
+	redistest.Eventually(t, "they name each other", func() bool { return asks.Load() > 2 || ctx.Err() != nil })
+	time.Sleep(300 * time.Millisecond) // enough for thousands
+	if n := asks.Load(); n > 300 {
+		t.Errorf("asked %d times within a moment", n)
+	}
+	from.Do("CLUSTER", "SETSLOT", slot, "STABLE")
+	<-done
+	want(t, w.Err, nil)
+}
+
+// TestRest: a pause that a refusal brought is over with the next result, of whatever kind,
+// and does not concern what is in flight.
+func TestRest(t *testing.T) {
+	server := redistest.Start(t)
+	s := openUnproven(t, Config{}, server.Addr())
+	ch := channelOf(t, s).(*channel)
+	for n := range uint64(4) {
+		want(t, do1(t, ch, write(n, kvstore.Any, block(n))), nil)
+	}
+	c := ch.conns[0]
+	c.restSince = time.Now().Add(-time.Hour)
+	ch.Do(bg(t), []*kvstore.Op{read(1), read(2), read(3)})
+	if !c.restSince.IsZero() {
+		t.Error("it gave results, and is said to have been refused since an hour")
+	}
+	server.Pause()
+	if ch.Try(bg(t), []*kvstore.Op{read(1)}) {
+		t.Fatal("a stopped server answered")
+	}
+	c.restUntil = time.Now().Add(-time.Second) // of a request that another node has by now
+	c.idle = time.Now().Add(-time.Minute)
+	if !ch.silent(time.Now()) {
+		t.Error("it is not silent, though what is in flight has no answer since a minute")
+	}
+	if _, limit := c.waitsFor(time.Now()); limit < slice {
+		t.Errorf("looks again after %v, with nothing to send", limit)
+	}
+	server.Resume()
+	ch.Finish(bg(t))
+}
+
+// countAsks relays what a node says and counts its ASKs.
+func countAsks(asks *atomic.Int64, w io.Writer, r io.Reader) {
+	buf := make([]byte, bufferSize)
+	for {
+		n, err := r.Read(buf)
+		asks.Add(int64(bytes.Count(buf[:n], []byte("-ASK "))))
+		if _, bad := w.Write(buf[:n]); err != nil || bad != nil {
+			return
+		}
 	}
 }
 

@@ -415,6 +415,7 @@ func (c *conn) answer(rep reply) error {
 		c.queue.Push(req)
 	case outLater:
 		c.flight.Pop()
+		req.hops = 0
 		c.queue.Push(req)
 		if req.step == stepFlush {
 			c.rest(&c.node.unconfirmed, result)

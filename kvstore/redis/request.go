@@ -37,6 +37,8 @@ type request struct {
 	repeated bool
 	// asking: this try begins with ASKING, whose reply comes first.
 	asking bool
+	// hops counts the MOVED and ASK since the last pause.
+	hops uint8
 	// part counts the replies of this try that have arrived, where there are several.
 	part uint8
 	// short: the flush is not confirmed by all that must confirm it.

@@ -2,6 +2,7 @@ package redis
 
 import (
 	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/wire"
@@ -102,7 +103,7 @@ func (c *conn) gather(n int) error {
 			break
 		}
 		r := c.flight.Pop()
-		c.failures = 0
+		c.failures, c.restSince = 0, time.Time{}
 		c.node.outage.Healthy()
 		c.ch.complete(r, r.take(end))
 		n -= blockReply

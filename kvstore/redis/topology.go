@@ -174,7 +174,9 @@ func (c *conn) reroute(asked bool) bool {
 // the slot may have stayed there, or moved on.
 func (c *conn) unask() {
 	for _, r := range c.queue.Rest() {
-		r.asking = false
+		if r.asking {
+			r.asking, r.hops = false, 0 // whoever is at fault, it is not the next one
+		}
 	}
 }
 
