@@ -72,6 +72,20 @@ func (w *Wait) ForWork(look func() bool) bool {
 // more than half of the CPUs have a thread at work it does not look.
 func (w *Wait) AtWork(look func() bool) bool { return w.look(look, true) }
 
+// Answer receives the answer to a single request: receive(false) looks whether it is
+// there, receive(true) sleeps, for as long as it likes. It reports what receive did.
+func (w *Wait) Answer(receive func(wait bool) bool) bool {
+	if w.AtWork(func() bool { return receive(false) }) {
+		return true
+	}
+	began := time.Now()
+	came := receive(true)
+	if came {
+		w.Slept(time.Since(began))
+	}
+	return came
+}
+
 func (w *Wait) look(look func() bool, polite bool) bool {
 	began := now()
 	before := began

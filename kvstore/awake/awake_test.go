@@ -125,6 +125,23 @@ func TestOthersWantTheCPU(t *testing.T) {
 	}
 }
 
+func TestAnswer(t *testing.T) {
+	var w Wait
+	var waits []bool
+	receive := func(wait bool) bool { waits = append(waits, wait); return wait }
+	if !w.Answer(receive) || len(waits) != 1 || !waits[0] {
+		t.Errorf("a new wait received with %v, want one that sleeps", waits)
+	}
+	w.looks = 1
+	if waits = nil; !w.Answer(func(wait bool) bool { waits = append(waits, wait); return true }) || len(waits) != 1 || waits[0] {
+		t.Errorf("received with %v, want one look", waits)
+	}
+	w = Wait{}
+	if w.Answer(func(bool) bool { return false }) || w.looks != 0 {
+		t.Error("nothing came, and it would look the next time")
+	}
+}
+
 // TestLongLook: how long a look takes says nothing of who wants the CPU.
 func TestLongLook(t *testing.T) {
 	passed := clock(t)

@@ -339,15 +339,7 @@ func (ch *channel) await(c *conn) bool {
 	if len(ch.requests) > 1 || c.carrier != nil {
 		return c.receive(true)
 	}
-	if ch.awake.AtWork(func() bool { return c.receive(false) }) {
-		return true
-	}
-	began := time.Now()
-	came := c.receive(true)
-	if came {
-		ch.awake.Slept(time.Since(began))
-	}
-	return came
+	return ch.awake.Answer(c.receive)
 }
 
 // poll waits until a connection can go on, a dial is due, or a slice is over.

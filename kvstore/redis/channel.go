@@ -318,15 +318,7 @@ func (ch *channel) await(c *conn) bool {
 	if _, cheap := c.link.(*plain); len(ch.requests) > 1 || !cheap {
 		return c.receive(true)
 	}
-	if ch.awake.AtWork(func() bool { return c.receive(false) }) {
-		return true
-	}
-	began := time.Now()
-	came := c.receive(true)
-	if came {
-		ch.awake.Slept(time.Since(began))
-	}
-	return came
+	return ch.awake.Answer(c.receive)
 }
 
 // silent notes which nodes have been silent for longer than their grace, and says
