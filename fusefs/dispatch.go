@@ -19,23 +19,39 @@ type worker interface {
 	Close() error
 }
 
-// call is one data request on its way. It belongs to the goroutine that made it
-// but for next and lane, which belong to whoever leads its lane (or moves it to
-// another one) until the call is woken.
+// call is one data request on its way. It belongs to the goroutine that waits for
+// it (lane.do), or to nobody but its lane (lane.post); next and lane belong to
+// whoever leads its lane (or moves it to another one) until the call is told.
 type call struct {
-	req  volume.Request
-	next *call
-	lane *lane
+	hotCall // of a call that nobody waits for: what is answered; else only req
+	next    *call
+	lane    *lane
+	// to answers the call when it has its result; nil: a goroutine waits for it.
+	to   *inplace
 	wake chan wake // room for one, so that nobody blocks who wakes it
 }
 
-// wake says why a call was woken.
+// wake is what a call is told.
 type wake uint8
 
 const (
 	served wake = iota // the result is there
 	lead               // serve the next batch: it begins with your call
 )
+
+// tell wakes the goroutine that waits for the call; for a call that nobody waits
+// for it answers, or has its lane's own goroutine lead. Told that it is served, the
+// call may be in use again at once.
+func (c *call) tell(w wake) {
+	switch {
+	case c.to == nil:
+		c.wake <- w
+	case w == served:
+		c.to.answer(c)
+	default:
+		c.lane.kick()
+	}
+}
 
 // slowLanes serve FSYNC and FALLOCATE. Two, so that the flush of a volume does
 // not wait for a long discard on another one.
@@ -63,6 +79,7 @@ type dispatcher struct {
 	calls      sync.Pool
 	flying     inflight
 	stragglers stragglers
+	dismiss    sync.Once // the lanes' own goroutines, when the dispatcher is closed
 	// lanesMax bounds the lanes of a group: maxLanes, or less.
 	lanesMax int
 }
@@ -196,9 +213,10 @@ func (d *dispatcher) each(f func(l *lane)) {
 	}
 }
 
-// close closes the workers. No call may be on its way.
+// close closes the workers. No call may be on its way. It may be called again.
 func (d *dispatcher) close() error {
 	first := d.stragglers.close()
+	d.dismiss.Do(func() { d.each(func(l *lane) { close(l.kicks) }) })
 	d.each(func(l *lane) {
 		if l.worker == nil {
 			return

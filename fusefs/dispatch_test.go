@@ -297,6 +297,7 @@ func TestDispatchStress(t *testing.T) {
 		}
 	})
 	d.patience = time.Nanosecond
+	post := newPoster(d)
 	stop := make(chan struct{})
 	var chaos sync.WaitGroup
 	chaos.Go(func() {
@@ -319,7 +320,12 @@ func TestDispatchStress(t *testing.T) {
 			for range 2000 {
 				off := rng.Int64N(1 << 40)
 				clear(buf[:])
-				err := d.do(&d.fast, volume.Read, nil, off, 0, buf[:])
+				var err error
+				if off%2 == 0 {
+					err = d.do(&d.fast, volume.Read, nil, off, 0, buf[:])
+				} else if post.do(&d.fast, off, buf[:]) != 0 {
+					err = errPanic
+				}
 				if got := binary.LittleEndian.Uint64(buf[:]); got != uint64(off)*3 || err != nil && !errors.Is(err, errPanic) {
 					t.Errorf("offset %d: got %d, %v", off, got, err)
 					return
@@ -337,6 +343,9 @@ func TestDispatchStress(t *testing.T) {
 		if l.head.Load() != nil || l.rest != nil {
 			t.Error("a lane is not idle")
 		}
+	}
+	if err := d.close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -158,15 +158,19 @@ func (r *inplace) straggle(thread int, w worker, calls []hotCall) {
 	})
 }
 
-// apart serves a call that would hold a batch up on a goroutine of its own.
-//
-//go:noinline // or each call of a batch would be allocated
-func (r *inplace) apart(g *group, c hotCall) {
-	r.d.flying.end(c.slot) // serve has one of its own
-	go func() {
-		c.req.Err = r.d.serve(g, c.req)
-		c.e.Later(r.outcome(&c))
-	}()
+// apart serves a call that would hold a batch up on a lane of g.
+func (r *inplace) apart(g *group, hot hotCall) {
+	c := r.d.calls.Get().(*call)
+	c.hotCall, c.to = hot, r
+	g.pick().post(c)
+}
+
+// answer answers a call of apart, which has its result, and lets go of it.
+func (r *inplace) answer(c *call) {
+	c.e.Later(r.outcome(&c.hotCall))
+	r.d.flying.end(c.slot)
+	c.hotCall, c.to = hotCall{}, nil // keeps neither volume nor buffer alive
+	r.d.calls.Put(c)
 }
 
 // outcome is what a call is answered with.

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 
 	"github.com/kvbfs/kvbfs/kvstore/volume"
@@ -29,6 +30,10 @@ type lane struct {
 	counters counters
 	// stays: batches wait for silent servers here, since there is nothing else.
 	stays bool
+	// kicks make the lane's own goroutine lead, which resides there from the first
+	// post until the dispatcher is closed. Room for one: only who has the lead gives it.
+	kicks  chan struct{}
+	reside sync.Once
 
 	// Owned by the leader; handing over the lead passes it on.
 	worker     worker // nil: not opened yet, or given up after a panic
@@ -39,9 +44,13 @@ type lane struct {
 // busy marks the end of a led lane's list.
 var busy = new(call)
 
-func newLane(d *dispatcher) *lane { return &lane{d: d} }
+func newLane(d *dispatcher) *lane { return &lane{d: d, kicks: make(chan struct{}, 1)} }
 
-func newStayingLane(d *dispatcher) *lane { return &lane{d: d, stays: true} }
+func newStayingLane(d *dispatcher) *lane {
+	l := newLane(d)
+	l.stays = true
+	return l
+}
 
 // do serves c and returns when it has its result.
 func (l *lane) do(c *call) {
@@ -52,6 +61,29 @@ func (l *lane) do(c *call) {
 	}
 	// Not l: the watchdog may have moved the call to another lane.
 	c.lane.lead()
+}
+
+// post serves c and has it answered (call.to); it returns at once. The lane's own
+// goroutine leads, one for all its calls: a goroutine for each would have to be made,
+// grow its stack, be scheduled to wait and again to return.
+func (l *lane) post(c *call) {
+	l.load.Add(1)
+	c.lane = l
+	if l.enter(c) {
+		l.kick()
+	}
+}
+
+// kick hands the lead to the lane's own goroutine. The caller has it.
+func (l *lane) kick() {
+	l.reside.Do(func() {
+		go func() {
+			for range l.kicks {
+				l.lead()
+			}
+		}()
+	})
+	l.kicks <- struct{}{}
 }
 
 // enter makes the caller leader if the lane is idle, with c the only call taken;
@@ -74,32 +106,36 @@ func (l *lane) enter(c *call) (leads bool) {
 	}
 }
 
-// lead serves one batch, which begins with the caller's own call, and hands over.
+// lead serves one batch, which begins with the oldest call (the caller's own, if one
+// waits for it), and hands over.
 func (l *lane) lead() {
 	own, n := l.gather()
 	if left := l.serve(n); left != nil {
 		l.straggle(left, own, n)
 		return
 	}
-	done := own.next
+	done := own
+	if own.to == nil {
+		done = own.next // the caller knows
+	}
 	l.load.Add(int32(-n))
 	l.handOver()
-	// From here on the lane is somebody else's. A call that was woken may be used
-	// again at once, so next is read before.
-	wakeAll(done)
+	// From here on the lane is somebody else's.
+	tellAll(done)
 }
 
-// wakeAll wakes the calls of a list: they have their results.
-func wakeAll(c *call) {
+// tellAll tells the calls of a list that they have their results. Next is read before,
+// as a call that was told may be used again.
+func tellAll(c *call) {
 	for c != nil {
 		next := c.next
-		c.wake <- served
+		c.tell(served)
 		c = next
 	}
 }
 
 // gather takes what is queued and fills reqs with the oldest of it, in the order
-// of arrival. It returns them as a list; the first is the leader's own.
+// of arrival. It returns them as a list.
 func (l *lane) gather() (first *call, n int) {
 	if l.head.Load() != busy {
 		l.append(chain(l.head.Swap(busy)))
@@ -168,7 +204,7 @@ func (l *lane) handOver() {
 		}
 		l.append(chain(l.head.Swap(busy)))
 	}
-	l.rest.wake <- lead
+	l.rest.tell(lead)
 }
 
 // serve gives the first n of reqs their results. It always returns. What waits
@@ -263,5 +299,5 @@ func (l *lane) adopt(first, last *call, n int32) {
 	for c := first; c != nil; c = c.next {
 		c.lane = l
 	}
-	first.wake <- lead
+	first.tell(lead)
 }

@@ -116,20 +116,21 @@ func (s *stragglers) spare(w worker) {
 	}
 }
 
-// straggle ends a batch of n calls that begins with the leader's own: those that
-// have their results are woken, and return, whatever becomes of those that are
-// left with w. It returns when the leader's own call has its result.
+// straggle ends a batch of n calls that begins with own: those that have their
+// results are told, whatever becomes of those that are left with w. It returns when
+// own has its result, or at once if nobody waits for that.
 func (l *lane) straggle(w worker, own *call, n int) {
 	var reqs []*volume.Request
 	var left, done *call
-	waits := own.req.Left
+	waits := own.to == nil // the caller, for own
+	late := waits && own.req.Left
 	for c := own; c != nil; {
 		next := c.next
 		switch {
 		case c.req.Left:
 			c.next, left = left, c
 			reqs = append(reqs, &c.req)
-		case c != own:
+		case c != own || !waits:
 			c.next, done = done, c
 		}
 		c = next
@@ -137,13 +138,13 @@ func (l *lane) straggle(w worker, own *call, n int) {
 	l.load.Add(int32(len(reqs) - n))
 	if l.d.stragglers.room() {
 		l.load.Add(int32(-len(reqs)))
-		l.finish(w, reqs, func() { wakeAll(left) })
+		l.finish(w, reqs, func() { tellAll(left) })
 		l.handOver()
 	} else {
-		l.hold(w, reqs, func() { wakeAll(left) })
+		l.hold(w, reqs, func() { tellAll(left) })
 	}
-	wakeAll(done)
-	if waits {
+	tellAll(done)
+	if late {
 		<-own.wake
 	}
 }

@@ -52,21 +52,26 @@ func (w *partingWorker) Close() error { return nil }
 
 // TestNoRoomForStragglers: while as many workers wait for silent servers as may, what
 // is in one batch with a request for such a server does not wait with it, be it the
-// leader or not, nor does what queues behind.
+// leader or not, nor does what queues behind; be it waited for or posted.
 func TestNoRoomForStragglers(t *testing.T) {
-	for _, first := range []int64{promptOff, silentOff} {
+	for i, first := range []int64{promptOff, silentOff, promptOff, silentOff} {
 		gate, speaks := make(chan struct{}), make(chan struct{})
 		d := newDispatcher(context.Background(), func(context.Context) (worker, error) {
 			return &partingWorker{gate: gate, speaks: speaks}, nil
 		}, 1, t.Logf)
 		d.patience = 0
 		d.stragglers.most = 1
+		post := newPoster(d)
 		l := (*d.bulk.lanes.Load())[0]
 		var all sync.WaitGroup
 		do := func(off int64) <-chan struct{} {
 			done := make(chan struct{})
 			all.Go(func() {
-				_ = d.do(&d.bulk, volume.Read, nil, off, 0, nil)
+				if i < 2 {
+					_ = d.do(&d.bulk, volume.Read, nil, off, 0, nil)
+				} else {
+					_ = post.do(&d.bulk, off, nil)
+				}
 				close(done)
 			})
 			return done
@@ -133,6 +138,7 @@ func TestStragglerStress(t *testing.T) {
 			return &partingWorker{speaks: speaks}, nil
 		}, 2, t.Logf)
 		d.patience, d.stragglers.most = 0, most
+		post := newPoster(d)
 		quit, gone := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(gone)
@@ -149,7 +155,12 @@ func TestStragglerStress(t *testing.T) {
 		for i := range 64 {
 			all.Go(func() {
 				for n := range 200 {
-					_ = d.do(&d.bulk, volume.Read, nil, int64((n+i)%4/3), 0, nil) // a quarter is left
+					off := int64((n + i) % 4 / 3) // a quarter is left
+					if i%2 == 0 {
+						_ = d.do(&d.bulk, volume.Read, nil, off, 0, nil)
+					} else {
+						_ = post.do(&d.bulk, off, nil)
+					}
 				}
 			})
 		}

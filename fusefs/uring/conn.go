@@ -149,7 +149,8 @@ type thread struct {
 	event   int            // eventfd: posted is not empty
 	posting sync.WaitGroup // those who are about to write to event
 	posted  atomic.Pointer[Entry]
-	alive   int // entries that the kernel or the handler has
+	asleep  atomic.Bool // or about to be: see mayFallAsleep
+	alive   int         // entries that the kernel or the handler has
 	awake   awake.Wait
 	gone    bool
 }
@@ -281,10 +282,20 @@ func (t *thread) await() error {
 	}) {
 		return err
 	}
-	began := time.Now()
-	err = t.ring.enter(1)
-	t.awake.Slept(time.Since(began))
+	if t.mayFallAsleep() {
+		began := time.Now()
+		err = t.ring.enter(1)
+		t.awake.Slept(time.Since(began))
+	}
+	t.asleep.Store(false)
 	return err
+}
+
+// mayFallAsleep says that nothing was posted. Either post sees that the thread is
+// asleep, and writes to event, or the thread sees here what was posted.
+func (t *thread) mayFallAsleep() bool {
+	t.asleep.Store(true)
+	return t.posted.Load() == nil
 }
 
 func (t *thread) complete(c cqe) {
@@ -320,8 +331,8 @@ func (t *thread) commitEntry(e *Entry) {
 	s.userData, s.qid, s.commitID = uint64(e.index), e.queue, e.commit
 }
 
-// post hands an answered entry to its thread: a lock-free stack, and a wake-up
-// when it was empty.
+// post hands an answered entry to its thread: a lock-free stack, and a wake-up when it
+// was empty and the thread sleeps; awake it looks before it sleeps.
 func (t *thread) post(e *Entry) {
 	t.posting.Add(1)
 	defer t.posting.Done()
@@ -329,7 +340,7 @@ func (t *thread) post(e *Entry) {
 		head := t.posted.Load()
 		e.next = head
 		if t.posted.CompareAndSwap(head, e) {
-			if head == nil {
+			if head == nil && t.asleep.Load() {
 				one := [8]byte{1}
 				_, _ = unix.Write(t.event, one[:])
 			}

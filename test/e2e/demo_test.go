@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -166,6 +167,10 @@ func interrupted(t *testing.T, r *rig.Rig, after time.Duration, again bool, args
 			t.Logf("%v said:\n%s", args[1:], said)
 		}
 	})
+	if signal.Ignored(syscall.SIGINT) {
+		// As in a background job of a shell. The command would inherit that.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
+	}
 	cmd := r.Start(rig.Cmd{Args: args, Log: log})
 	time.Sleep(after)
 	syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
