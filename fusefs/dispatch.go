@@ -79,7 +79,8 @@ type dispatcher struct {
 	calls      sync.Pool
 	flying     inflight
 	stragglers stragglers
-	dismiss    sync.Once // the lanes' own goroutines, when the dispatcher is closed
+	dismissed  chan struct{} // closed once, by close: the lanes' own goroutines end
+	dismiss    sync.Once
 	// lanesMax bounds the lanes of a group: maxLanes, or less.
 	lanesMax int
 }
@@ -93,7 +94,7 @@ func newDispatcher(ctx context.Context, open func(context.Context) (worker, erro
 	if workers <= 0 {
 		workers = runtime.NumCPU()
 	}
-	d := &dispatcher{ctx: ctx, open: open, log: log, patience: stuckAfter, lanesMax: maxLanes}
+	d := &dispatcher{ctx: ctx, open: open, log: log, patience: stuckAfter, lanesMax: maxLanes, dismissed: make(chan struct{})}
 	d.stragglers.most = maxStragglers
 	d.calls.New = func() any { return &call{wake: make(chan wake, 1)} }
 	d.flying.init()
@@ -216,7 +217,7 @@ func (d *dispatcher) each(f func(l *lane)) {
 // close closes the workers. No call may be on its way. It may be called again.
 func (d *dispatcher) close() error {
 	first := d.stragglers.close()
-	d.dismiss.Do(func() { d.each(func(l *lane) { close(l.kicks) }) })
+	d.dismiss.Do(func() { close(d.dismissed) })
 	d.each(func(l *lane) {
 		if l.worker == nil {
 			return

@@ -32,6 +32,7 @@ type lane struct {
 	stays bool
 	// kicks make the lane's own goroutine lead, which resides there from the first
 	// post until the dispatcher is closed. Room for one: only who has the lead gives it.
+	// Never closed: where a ring broke, calls may be on their way still.
 	kicks  chan struct{}
 	reside sync.Once
 
@@ -78,8 +79,13 @@ func (l *lane) post(c *call) {
 func (l *lane) kick() {
 	l.reside.Do(func() {
 		go func() {
-			for range l.kicks {
-				l.lead()
+			for {
+				select {
+				case <-l.kicks:
+					l.lead()
+				case <-l.d.dismissed:
+					return
+				}
 			}
 		}()
 	})

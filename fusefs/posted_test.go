@@ -87,6 +87,22 @@ func TestPostedCallsOfOneLane(t *testing.T) {
 	}
 }
 
+// TestClosedUnderPostedCalls: where a ring broke, calls may be queued when the dispatcher is
+// closed. They get no answer, and nothing worse.
+func TestClosedUnderPostedCalls(t *testing.T) {
+	gate := make(chan struct{})
+	d, _ := fakeDispatcher(t, 1, func([]*volume.Request) { <-gate })
+	p, l := newPoster(d), (*d.bulk.lanes.Load())[0]
+	for i := range 2 {
+		p.to.apart(&d.bulk, hotCall{e: &answer{said: make(chan int, 1)}, h: p.h, slot: -1, req: volume.Request{Kind: volume.Read, Data: make([]byte, 1)}})
+		waitFor(t, "a call queues", func() bool { return int(l.load.Load()) == i+1 })
+	}
+	waitFor(t, "the batch under way", func() bool { return l.began.Load() != 0 })
+	d.dismiss.Do(func() { close(d.dismissed) }) // close would wait for the worker
+	close(gate)
+	waitFor(t, "the batch has ended", func() bool { return l.began.Load() == 0 })
+}
+
 // TestPostedCallsAllocateNothing: nor does the goroutine that serves them.
 func TestPostedCallsAllocateNothing(t *testing.T) {
 	if raceEnabled {

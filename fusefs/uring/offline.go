@@ -94,4 +94,7 @@ func (o *Offline) Answer(i int) (unique uint64, errno int, data []byte, err erro
 }
 
 // Close frees what it has. All entries must be answered.
-func (o *Offline) Close() error { return unix.Close(o.t.event) }
+func (o *Offline) Close() error {
+	o.t.posting.Wait() // who posted last may be about to write to it
+	return unix.Close(o.t.event)
+}
