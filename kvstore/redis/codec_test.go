@@ -56,19 +56,23 @@ func TestParseReplication(t *testing.T) {
 }
 
 func TestReadClusterNodes(t *testing.T) {
-	var claims [slotCount]claim
-	readClusterNodes("a 10.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-100 200 [93->-b]\n"+
+	m := &clusterMap{own: map[string]*[slotCount]slotState{}}
+	m.read("a 10.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-100 200 [93->-b]\n"+
 		"b 10.0.0.2:7001@17001,host master - 0 0 5 connected 100-101\n"+
 		"c 10.0.0.3:7002@17002 slave b 0 0 5 connected\n"+
 		"d :7003@17003 master - 0 0 9 connected 300\n"+
-		"e 2001:db8::1:7004@17004 master,fail - 0 0 2 disconnected 400\n", "10.0.0.1:7000", &claims)
+		"e 2001:db8::1:7004@17004 master,fail - 0 0 2 disconnected 400\n", "10.0.0.1:7000")
 	for slot, want := range map[int]string{
 		0: "10.0.0.1:7000", 93: "10.0.0.1:7000", 100: "10.0.0.2:7001", 101: "10.0.0.2:7001", 200: "10.0.0.1:7000",
 		102: "", 300: "", 400: "[2001:db8::1]:7004",
 	} {
-		if claims[slot].addr != want {
-			t.Errorf("slot %d is at %q, want %q", slot, claims[slot].addr, want)
+		if m.claims[slot].addr != want {
+			t.Errorf("slot %d is at %q, want %q", slot, m.claims[slot].addr, want)
 		}
+	}
+	own := m.own["10.0.0.1:7000"]
+	if len(m.own) != 1 || own[93] != slotMoves || own[94] != slotRests || own[101] != slotElsewhere {
+		t.Errorf("of itself a node says %v %v %v, and %d nodes said something", own[93], own[94], own[101], len(m.own))
 	}
 }
 

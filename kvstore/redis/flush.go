@@ -24,7 +24,8 @@ const waitTime = 500
 type flushPart uint8
 
 const (
-	flushProof flushPart = iota
+	flushProof  flushPart = iota
+	flushAsking           // before the mark, where only guests are
 	flushMark
 	flushWait
 	flushWaitAOF
@@ -33,7 +34,7 @@ const (
 
 // flushParts are the commands of one flush, in order.
 type flushParts struct {
-	list  [5]flushPart
+	list  [6]flushPart
 	count uint8
 	// past is the node's history when the flush was sent, and stable how far that was:
 	// other flushes may have found more before this one's reply is looked at.
@@ -41,8 +42,11 @@ type flushParts struct {
 	stable int64
 }
 
-// flushParts returns the commands of a flush, and the key of the sentinel that it asks for.
-func (n *node) flushParts() (parts flushParts, key string) {
+// flushKeys are the keys of a flush.
+type flushKeys struct{ sentinel, mark string }
+
+// flushParts returns the commands of a flush, and their keys.
+func (n *node) flushParts() (parts flushParts, keys flushKeys) {
 	add := func(on bool, p flushPart) {
 		if on {
 			parts.list[parts.count] = p
@@ -52,26 +56,32 @@ func (n *node) flushParts() (parts flushParts, key string) {
 	key, proof := n.sentinel()
 	cfg := &n.store.cfg
 	add(proof != nil, flushProof)
-	add(cfg.WaitReplicas > 0 || cfg.WaitAOF, flushMark)
+	mark, asking := n.markKey()
+	marks := cfg.WaitReplicas > 0 || cfg.WaitAOF
+	add(marks && asking, flushAsking)
+	add(marks, flushMark)
 	add(cfg.WaitReplicas > 0 && !cfg.WaitAOF, flushWait)
 	add(cfg.WaitAOF, flushWaitAOF)
 	add(true, flushHistory)
 	parts.past, parts.stable = n.past()
-	return parts, key
+	return parts, flushKeys{key, mark}
 }
 
 // markName is the key that flushes write.
 const markName = "kvbfs:flush"
 
 // appendFlush appends all commands of a flush.
-func (n *node) appendFlush(b []byte, parts flushParts, key string) []byte {
+func (n *node) appendFlush(b []byte, parts flushParts, keys flushKeys) []byte {
 	cfg := &n.store.cfg
+	script := storeScript
 	for _, p := range parts.list[:parts.count] {
 		switch p {
 		case flushProof:
-			b = appendCommand(b, "GET", key)
+			b = appendCommand(b, "GET", keys.sentinel)
+		case flushAsking:
+			b, script = append(b, askingWords...), passingScript
 		case flushMark:
-			b = appendCommand(b, "EVAL", storeScript, "1", n.markKey(), "", "", "")
+			b = appendCommand(b, "EVAL", script, "1", keys.mark, "", "", "")
 		case flushWait:
 			b = append(b, command(3, "WAIT")...)
 			b = appendInt(appendInt(b, cfg.WaitReplicas), waitTime)
@@ -90,6 +100,9 @@ func (r *request) acceptFlush(rep reply) (outcome, error, error) {
 	part, count := r.parts.list[r.part], r.parts.count
 	if rep.kind == replyError {
 		r.node.passOver(rep.line)
+		if classify(rep.line) == refuseMoved {
+			r.node.store.lookAround() // the guest is over
+		}
 		return outMore, nil, &serverError{string(rep.line)} // all of it again
 	}
 	cfg := &r.node.store.cfg
@@ -101,6 +114,7 @@ func (r *request) acceptFlush(rep reply) (outcome, error, error) {
 		if !sentinelMatches(rep.data, r.node.store.servers[r.node.server].sentinelValue) {
 			return r.unproven(count)
 		}
+	case part == flushAsking && rep.kind == replyStatus:
 	case part == flushMark && rep.kind == replyInt && rep.n == 1:
 	case part == flushWait && rep.kind == replyInt:
 		r.short = rep.n < int64(cfg.WaitReplicas)
@@ -156,7 +170,7 @@ func (ch *channel) flushNodes(ctx context.Context) (again bool) {
 	ch.flushErr, ch.unserved = nil, false
 	for _, n := range nodes {
 		srv := ch.store.servers[n.server]
-		if !srv.written.Load() || !n.serves() {
+		if !srv.written.Load() || !n.concerns() {
 			continue
 		}
 		if err := srv.wentBack.Load(); err != nil {
@@ -181,7 +195,7 @@ func (ch *channel) flushNodes(ctx context.Context) (again bool) {
 func (ch *channel) unasked() bool {
 	for _, n := range *ch.store.nodes.Load() {
 		asked := func(r request) bool { return r.node == n }
-		if ch.store.servers[n.server].written.Load() && !slices.ContainsFunc(ch.requests, asked) && n.serves() {
+		if ch.store.servers[n.server].written.Load() && !slices.ContainsFunc(ch.requests, asked) && n.concerns() {
 			return true
 		}
 	}

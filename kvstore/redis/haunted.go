@@ -18,7 +18,7 @@ func (s *Store) Haunted(k kvstore.Key) bool {
 	for _, n := range *s.nodes.Load() {
 		// Of a slot that is moving either node has keys. One that serves nothing any more is
 		// perhaps gone for good, and would be asked for ever whether it is done.
-		if n.holds.Any() && (n == here || s.cfg.Mode == Cluster && n.serves()) {
+		if n.holds.Any() && (n == here || s.cfg.Mode == Cluster && n.concerns()) {
 			return true
 		}
 	}

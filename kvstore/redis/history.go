@@ -47,8 +47,8 @@ type histories struct {
 	ledgers map[*ledger]struct{}
 }
 
-// errChecking: the node came back with another past; nobody uses it yet.
-var errChecking = errors.New("it has another past than before: reading back what was written last")
+// errChecking: the node came back with another past, or is doubted; nobody uses it yet.
+var errChecking = errors.New("it may have another past than before: reading back what was written last")
 
 // recognise looks at the past of the node that a new connection met, which was dialled in
 // an era.
@@ -63,13 +63,15 @@ func (n *node) recognise(r replication, era uint32) error {
 		return h.reason(n)
 	}
 	_, met := h.of[n]
+	doubts := n.doubts.Load()
+	doubted := doubts != n.cleared
 	stable, known := h.stable[r.id]
 	_, continues := h.stable[r.before]
 	switch {
-	case known && r.offset >= stable:
+	case known && r.offset >= stable && !doubted:
 		h.of[n] = r.id
 		return nil
-	case !met && !known && !continues && !n.owes():
+	case !met && !known && !continues && !doubted && !n.owes():
 		// A node that is new to us, and has nothing of ours.
 		if n.era.Load() != era {
 			return errOutdated // it had another's place meanwhile
@@ -83,7 +85,7 @@ func (n *node) recognise(r replication, era uint32) error {
 	}
 	h.checking[n] = true
 	n.store.rewinds.Add(1)
-	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r, era+1) })
+	n.store.helpers.Go(func(ctx context.Context) { n.readBack(ctx, r, era+1, doubts) })
 	return h.reason(n)
 }
 
@@ -116,7 +118,7 @@ func (n *node) owes() bool {
 		return len(h.of) > 0
 	case Cluster:
 		// As long as the map is hearsay, anything counts.
-		whole, has := !n.store.hearsay(), n.domain()
+		whole, has := !n.store.hearsay(), n.domain(false)
 		for l := range h.ledgers {
 			if l.owed(has, whole) {
 				return true

@@ -37,6 +37,11 @@ type node struct {
 	// copyFrom is where slotKey begins to look.
 	copyFrom atomic.Int32
 
+	// doubts counts why it has to show what we remember; cleared, guarded by histories.mu, is
+	// how many of them are over.
+	doubts  atomic.Uint32
+	cleared uint32
+
 	// era grows when connections that are open must be greeted anew: see history.go.
 	era atomic.Uint32
 

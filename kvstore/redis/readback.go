@@ -16,7 +16,7 @@ import (
 // readBack compares what a node has with what channels remember, then lets the node
 // be used. Who was ousted meanwhile had nothing to show, and is asked again once it
 // has something.
-func (n *node) readBack(ctx context.Context, r replication, era uint32) {
+func (n *node) readBack(ctx context.Context, r replication, era, doubts uint32) {
 	h := &n.store.histories
 	told := n.store.told.Load()
 	if n.store.hearsay() {
@@ -36,9 +36,9 @@ func (n *node) readBack(ctx context.Context, r replication, era uint32) {
 		return // the next connection begins it again
 	}
 	delete(h.why, n)
-	h.of[n], h.stable[r.id] = r.id, r.offset
+	h.of[n], h.stable[r.id], n.cleared = r.id, r.offset, doubts
 	if lost == 0 {
-		n.store.cfg.Log("redis %s has another past than before; it has all of the last %d blocks that were written", n.addr, total)
+		n.store.cfg.Log("redis %s may have another past than before; it has all of the last %d blocks that were written", n.addr, total)
 		return
 	}
 	n.store.cfg.Log("warning: redis %s went back in time: of the last %d blocks that were written it lacks the newest content of %d, the first being %v; every flush fails from now on",
@@ -60,59 +60,25 @@ type found struct {
 	since int64  // when the change was sent that it should have
 }
 
-// compare asks a node for the tags of the blocks that it should have.
+// compare asks a node for the tags of the blocks that it should have; of those of a guest
+// it asks the slot's own node.
 func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key, err error) {
 	want := n.store.remembered(n)
-	other := map[[kvstore.KeySize]byte]found{}
-	keys := make([][kvstore.KeySize]byte, 0, readAtOnce)
-	flush := func() error {
-		ctx, cancel := context.WithTimeout(ctx, 2*n.store.cfg.TryTimeout)
-		defer cancel()
-		replies, err := n.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
-			for _, k := range keys {
-				p.GetRange(ctx, string(k[:]), kvstore.BlockSize, valueSize-1)
-			}
-			return nil
-		})
-		var said goredis.Error
-		if err != nil && !errors.As(err, &said) { // else it is the first one that is refused
-			return err
-		}
-		for i, reply := range replies {
-			text, err := reply.(*goredis.StringCmd).Result()
-			if err != nil {
-				text, err = n.elsewhere(ctx, keys[i], err)
-			}
-			if err != nil && strings.HasPrefix(err.Error(), "WRONGTYPE") {
-				text, err = "", nil // somebody else's: the block is not there
-			}
-			if err != nil {
-				return err
-			}
-			tag := uint64(0)
-			if len(text) == trailer {
-				_, tag = readTrailer([]byte(text))
-			}
-			if w := want[keys[i]]; !w.has(tag) {
-				other[keys[i]] = found{tag, w.at}
-			}
-		}
-		keys = keys[:0]
-		return nil
-	}
+	keys := map[*node][][kvstore.KeySize]byte{}
 	for k, w := range want {
-		if w.gone {
-			continue
+		if !w.gone {
+			at := n.asker(k[:])
+			keys[at] = append(keys[at], k)
+			total++
 		}
-		total++
-		if keys = append(keys, k); len(keys) == readAtOnce {
-			if err := flush(); err != nil {
+	}
+	other := map[[kvstore.KeySize]byte]found{}
+	for at, all := range keys {
+		for some := range slices.Chunk(all, readAtOnce) {
+			if err := at.lookUp(ctx, some, want, other); err != nil {
 				return 0, 0, first, err
 			}
 		}
-	}
-	if len(keys) > 0 {
-		err = flush()
 	}
 	n.store.explain(other)
 	for k := range other {
@@ -120,7 +86,44 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 			first = kvstore.ParseKey(k[:])
 		}
 	}
-	return lost, total, first, err
+	return lost, total, first, nil
+}
+
+// lookUp asks a node for the tags of blocks, and notes those that are other than wanted.
+func (n *node) lookUp(ctx context.Context, keys [][kvstore.KeySize]byte, want map[[kvstore.KeySize]byte]*expected,
+	other map[[kvstore.KeySize]byte]found) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*n.store.cfg.TryTimeout)
+	defer cancel()
+	replies, err := n.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
+		for _, k := range keys {
+			p.GetRange(ctx, string(k[:]), kvstore.BlockSize, valueSize-1)
+		}
+		return nil
+	})
+	var said goredis.Error
+	if err != nil && !errors.As(err, &said) { // else it is the first one that is refused
+		return err
+	}
+	for i, reply := range replies {
+		text, err := reply.(*goredis.StringCmd).Result()
+		if err != nil {
+			text, err = n.elsewhere(ctx, keys[i], err)
+		}
+		if err != nil && strings.HasPrefix(err.Error(), "WRONGTYPE") {
+			text, err = "", nil // somebody else's: the block is not there
+		}
+		if err != nil {
+			return err
+		}
+		tag := uint64(0)
+		if len(text) == trailer {
+			_, tag = readTrailer([]byte(text))
+		}
+		if w := want[keys[i]]; !w.has(tag) {
+			other[keys[i]] = found{tag, w.at}
+		}
+	}
+	return nil
 }
 
 // explain takes out what was changed since the remembered changes were collected: a slot
@@ -204,7 +207,7 @@ func (e *expected) has(tag uint64) bool {
 // meanwhile could have the older write of a block count and the newer one not. And what other
 // nodes executed of these slots the ledgers know by now: it was sent before they moved.
 func (s *Store) remembered(n *node) map[[kvstore.KeySize]byte]*expected {
-	has := n.domain()
+	has := n.domain(true)
 	all := s.ledgers()
 	// What was changed before something that nobody remembers may have been changed by it.
 	s.histories.mu.Lock()

@@ -126,7 +126,10 @@ type Store struct {
 	master  atomic.Pointer[node]
 	slots   [slotCount]atomic.Pointer[node]
 	looking atomic.Int64 // when lookAround began last, nanoseconds
-	// mapping is held where the two change, until who was ousted knows it, and where all
+	// guests are slots that have keys on a second node, and lodged is how many: guests.go.
+	guests [slotCount]atomic.Pointer[guest]
+	lodged atomic.Int32
+	// mapping is held where these change, until who was ousted knows it, and where all
 	// of what a node has counts at one moment. It is a leaf.
 	mapping sync.Mutex
 	looks   atomic.Uint64 // that were begun

@@ -295,9 +295,9 @@ func (r *request) head(b []byte) []byte {
 	case stepReplace, stepAdd:
 		b = append(b, setIfHead...)
 	case stepFlush:
-		var key string
-		r.parts, key = r.node.flushParts()
-		return r.node.appendFlush(b, r.parts, key)
+		var keys flushKeys
+		r.parts, keys = r.node.flushParts()
+		return r.node.appendFlush(b, r.parts, keys)
 	default:
 		b = append(b, storeHead...)
 		b = append(b, r.key[:]...)

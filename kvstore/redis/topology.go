@@ -104,6 +104,7 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	if old := s.slots[slot].Swap(to); old != nil && old != to && !old.serves() {
 		old.ousted()
 	}
+	s.arrived(slot, to)
 	s.mapping.Unlock()
 	s.lookAround()
 	return to, false
@@ -122,8 +123,9 @@ func (d domain) has(key []byte) bool {
 	return d.slots[keySlot(key)]
 }
 
-// domain returns what the node has now, of the keys of its server.
-func (n *node) domain() domain {
+// domain returns what the node has now, of the keys of its server; with guests, also of slots
+// that are not its own (yet).
+func (n *node) domain(guests bool) domain {
 	s := n.store
 	s.mapping.Lock()
 	defer s.mapping.Unlock()
@@ -133,7 +135,8 @@ func (n *node) domain() domain {
 	case Cluster:
 		var mine [slotCount]bool
 		for i := range s.slots {
-			mine[i] = s.slots[i].Load() == n
+			g := s.guests[i].Load()
+			mine[i] = s.slots[i].Load() == n || guests && g != nil && g.node == n
 		}
 		return domain{slots: &mine}
 	}
@@ -164,7 +167,7 @@ func (c *conn) reroute(asked bool) bool {
 	if c.queue.Len() > 0 {
 		return false
 	}
-	if !c.node.serves() {
+	if !c.node.concerns() {
 		c.node.silence.Speaks() // nobody waits for it any more
 	}
 	return true
@@ -180,11 +183,11 @@ func (c *conn) unask() {
 	}
 }
 
-// place returns the node that has a request's key now; nil for a flush of a node
-// that has none.
+// place returns the node that has a request's key now; nil for a flush that need not ask
+// the node any more.
 func (c *conn) place(r *request) *node {
 	if r.op == nil {
-		if c.node.serves() {
+		if c.node.concerns() {
 			return c.node
 		}
 		return nil
@@ -284,17 +287,11 @@ func (s *Store) findCluster(ctx context.Context) error {
 	return s.lookCluster(ctx)
 }
 
-// claim is what a map of the cluster says about a slot.
-type claim struct {
-	epoch int64 // the higher one wins
-	addr  string
-}
-
 // lookCluster asks all known nodes for their map of the cluster. Of what they say
 // about a slot the newest counts: a node that was away tells old things.
 func (s *Store) lookCluster(ctx context.Context) error {
-	var mu sync.Mutex // guards claims, last
-	var claims [slotCount]claim
+	var mu sync.Mutex // guards m, last
+	m := &clusterMap{own: map[string]*[slotCount]slotState{}}
 	last := error(kvstore.ErrUnreachable)
 	look, told := s.looks.Add(1), s.told.Load()
 	var wg sync.WaitGroup
@@ -309,14 +306,14 @@ func (s *Store) lookCluster(ctx context.Context) error {
 				last = fmt.Errorf("%w: %s: %w", kvstore.ErrUnreachable, n.addr, err)
 				return
 			}
-			readClusterNodes(text, n.addr, &claims)
+			m.read(text, n.addr)
 		})
 	}
 	wg.Wait()
-	if claims == [slotCount]claim{} {
+	if m.claims == [slotCount]claim{} {
 		return &kvstore.OpError{Op: "read the map of the cluster", Server: s.cfg.Servers[0], Err: last}
 	}
-	if err := s.adopt(ctx, &claims, look, told); err != nil {
+	if err := s.adopt(ctx, m, look, told); err != nil {
 		return err
 	}
 	for slot := range s.slots {
@@ -331,10 +328,10 @@ func (s *Store) lookCluster(ctx context.Context) error {
 // adopt has slots be where the claims of a look say. They change at one moment for who reads
 // a node back, which must not find half of what moved; and a look is nothing worth once
 // one that began later was believed.
-func (s *Store) adopt(ctx context.Context, claims *[slotCount]claim, look, told uint64) error {
+func (s *Store) adopt(ctx context.Context, m *clusterMap, look, told uint64) error {
 	nodes := map[string]*node{"": nil}
 	var bad error
-	for _, c := range claims {
+	for _, c := range m.claims {
 		if _, ok := nodes[c.addr]; ok {
 			continue
 		}
@@ -351,7 +348,7 @@ func (s *Store) adopt(ctx context.Context, claims *[slotCount]claim, look, told 
 	}
 	s.looked = look
 	left := map[*node]bool{} // nodes that had a slot which is elsewhere now
-	for slot, c := range claims {
+	for slot, c := range m.claims {
 		if n := nodes[c.addr]; n != nil && s.slots[slot].Load() != n {
 			left[s.slots[slot].Swap(n)] = true
 		}
@@ -361,53 +358,11 @@ func (s *Store) adopt(ctx context.Context, claims *[slotCount]claim, look, told 
 			n.ousted()
 		}
 	}
+	s.checkOutAll(look, m, nodes)
 	if bad == nil {
 		s.mapped.Store(told)
 	}
 	return bad
-}
-
-// readClusterNodes takes the slots out of a reply to CLUSTER NODES:
-//
-//	id ip:port@cport[,hostname] flags master ping pong epoch link slot slot-slot [slot->-id] ...
-func readClusterNodes(text, from string, claims *[slotCount]claim) {
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) < 9 || !strings.Contains(f[2], "master") {
-			continue
-		}
-		addr, _, _ := strings.Cut(f[1], "@")
-		if strings.HasPrefix(addr, ":") {
-			if !strings.Contains(f[2], "myself") {
-				continue
-			}
-			host, _, _ := net.SplitHostPort(from)
-			addr = net.JoinHostPort(host, addr[1:])
-		}
-		if i := strings.LastIndexByte(addr, ':'); i > 0 && strings.Count(addr, ":") > 1 && addr[0] != '[' {
-			addr = "[" + addr[:i] + "]" + addr[i:]
-		}
-		epoch, err := strconv.ParseInt(f[6], 10, 64)
-		if err != nil {
-			continue
-		}
-		for _, part := range f[8:] {
-			a, b, isRange := strings.Cut(part, "-")
-			if !isRange {
-				b = a
-			}
-			first, err1 := strconv.Atoi(a)
-			end, err2 := strconv.Atoi(b)
-			if err1 != nil || err2 != nil || first < 0 || end >= slotCount { // [slot->-id]: moving
-				continue
-			}
-			for slot := first; slot <= end; slot++ {
-				if c := &claims[slot]; c.addr == "" || epoch > c.epoch {
-					*c = claim{epoch, addr}
-				}
-			}
-		}
-	}
 }
 
 // Each master of a cluster must prove itself, and slots move between them. So the
@@ -438,16 +393,24 @@ func tagged(name string, slot int) string { return name + "{" + slotTags()[slot]
 // copyKey is the key of a name's copy in slot i*copyEvery.
 func copyKey(name string, i int) string { return tagged(name, i*copyEvery) }
 
-// markKey returns where a flush writes on this node. A node with few slots may have none
-// with a copy.
-func (n *node) markKey() string {
-	key := n.slotKey(markName)
+// markKey returns where a flush writes on this node: with ASKING if it has only guests. A
+// node with few slots may have none with a copy.
+func (n *node) markKey() (key string, asking bool) {
+	key = n.slotKey(markName)
 	for slot := 0; key == "" && slot < slotCount; slot++ {
 		if n.store.slots[slot].Load() == n {
 			key = tagged(markName, slot)
 		}
 	}
-	return key
+	if key != "" || n.store.lodged.Load() == 0 {
+		return key, false
+	}
+	for slot := range n.store.guests {
+		if g := n.store.guests[slot].Load(); g != nil && g.node == n {
+			return tagged(markName, slot), true
+		}
+	}
+	return "", false
 }
 
 // slotKey returns a key that begins with a name and is on this node.

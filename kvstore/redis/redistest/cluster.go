@@ -170,6 +170,20 @@ func (c *ClusterNodes) HalfMove(from, to *Server, slot int) {
 	c.t.Helper()
 	to.Do("CLUSTER", "SETSLOT", slot, "IMPORTING", c.ids[from])
 	from.Do("CLUSTER", "SETSLOT", slot, "MIGRATING", c.ids[to])
+	c.migrate(from, to, slot)
+}
+
+// MoveBack gives a HalfMove up, as redis-cli --cluster fix does.
+func (c *ClusterNodes) MoveBack(from, to *Server, slot int) {
+	c.t.Helper()
+	from.Do("CLUSTER", "SETSLOT", slot, "STABLE")
+	c.migrate(to, from, slot)
+	to.Do("CLUSTER", "SETSLOT", slot, "STABLE")
+}
+
+// migrate moves the keys of a slot.
+func (c *ClusterNodes) migrate(from, to *Server, slot int) {
+	c.t.Helper()
 	for {
 		keys, err := from.Client.ClusterGetKeysInSlot(context.Background(), slot, 100).Result()
 		if err != nil {

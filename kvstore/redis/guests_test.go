@@ -1,0 +1,151 @@
+package redis
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/redis/redistest"
+	"github.com/kvbfs/kvbfs/kvstore/wire/wiretest"
+)
+
+// guestRig is a cluster of which a slot is on the way to a node that has nothing else, and
+// where a block of this slot was written after it had left its own node.
+type guestRig struct {
+	c        *redistest.ClusterNodes
+	from, to *redistest.Server
+	replica  *redistest.Server // of to; nil: none
+	slot     int
+	s        *Store
+	ch       kvstore.Channel
+	book     wiretest.Logbook
+	n        uint64 // the block
+	old      string // what was stored of it before it was written last
+}
+
+func newGuestRig(t *testing.T, cfg Config, replicas int) *guestRig {
+	r := &guestRig{c: redistest.Cluster(t, 2, replicas)}
+	r.c.NoFailover()
+	r.from, r.to = r.c.Servers[0], r.c.AddMaster(replicas)
+	if replicas > 0 {
+		r.replica = r.c.Servers[len(r.c.Servers)-1]
+	}
+	cfg.Mode, cfg.Log = Cluster, r.book.Log
+	r.s = openUnproven(t, cfg, r.from.Addr())
+	r.ch = channelOf(t, r.s)
+	r.n, r.slot = onFirst()
+	want(t, do1(t, r.ch, write(r.n, kvstore.Any, block(r.n))), nil)
+	want(t, r.ch.Flush(bg(t), testLayer), nil)
+	r.old = r.from.Do("GET", r.key()).(string)
+	r.c.HalfMove(r.from, r.to, r.slot)
+	want(t, do1(t, r.ch, write(r.n, kvstore.Any, block(r.n+1))), nil)
+	return r
+}
+
+func (r *guestRig) key() string { k := blockKey(key(r.n)); return string(k) }
+
+// undo has the node that the slot moves to have what it had before the last write.
+func (r *guestRig) undo(t *testing.T) {
+	_, err := r.to.Client.Pipelined(bg(t), func(p goredis.Pipeliner) error {
+		p.Do(bg(t), "ASKING")
+		p.Set(bg(t), r.key(), r.old, 0)
+		return nil
+	})
+	want(t, err, nil)
+}
+
+func (r *guestRig) flush(t *testing.T, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(bg(t), d)
+	defer cancel()
+	return r.ch.Flush(ctx, testLayer)
+}
+
+// TestFlushOfAGuest: what an ASK led to a node is confirmed by its replicas, though the node
+// has no slot; the flush leaves no key in the slot.
+func TestFlushOfAGuest(t *testing.T) {
+	r := newGuestRig(t, Config{WaitReplicas: 1}, 1)
+	want(t, r.flush(t, 10*time.Second), nil)
+	r.replica.Pause()
+	want(t, do1(t, r.ch, write(r.n, kvstore.Any, block(r.n+2))), nil)
+	if err := r.flush(t, time.Second); err == nil {
+		t.Error("a flush succeeds that the only replica of what was written has not seen")
+	}
+	r.replica.Resume()
+	want(t, r.flush(t, 10*time.Second), nil)
+	if keys := r.to.Do("CLUSTER", "COUNTKEYSINSLOT", r.slot); keys != int64(1) {
+		t.Errorf("%v keys in the slot, want the block alone", keys)
+	}
+	r.to.Do("CLUSTER", "SETSLOT", r.slot, "NODE", r.to.Do("CLUSTER", "MYID"))
+	r.from.Do("CLUSTER", "SETSLOT", r.slot, "NODE", r.to.Do("CLUSTER", "MYID"))
+	want(t, do1(t, r.ch, write(r.n, kvstore.Present, block(r.n+3))), nil)
+	want(t, r.flush(t, 10*time.Second), nil)
+	if n := r.s.lodged.Load(); n != 0 {
+		t.Errorf("%d guests after the slot has arrived", n)
+	}
+}
+
+// TestGuestGoesBackInTime: a node that a slot moves to loses what an ASK had led there.
+func TestGuestGoesBackInTime(t *testing.T) {
+	r := newGuestRig(t, Config{}, 0)
+	want(t, r.flush(t, 10*time.Second), nil)
+	r.undo(t)
+	r.to.Do("DEBUG", "CHANGE-REPL-ID")
+	want(t, r.flush(t, 10*time.Second), kvstore.ErrServerLost)
+	if r.book.Count("it lacks the newest content of 1") != 1 {
+		t.Errorf("log: %q", r.book.Lines())
+	}
+}
+
+// TestGuestOfAnotherPast: the same, but nothing is lost: also what is with the slot's own
+// node still is not missed.
+func TestGuestOfAnotherPast(t *testing.T) {
+	r := newGuestRig(t, Config{}, 0)
+	r.c.MoveBack(r.from, r.to, r.slot)
+	r.to.Do("CLUSTER", "SETSLOT", r.slot, "IMPORTING", r.from.Do("CLUSTER", "MYID"))
+	r.from.Do("CLUSTER", "SETSLOT", r.slot, "MIGRATING", r.to.Do("CLUSTER", "MYID"))
+	r.to.Do("DEBUG", "CHANGE-REPL-ID")
+	want(t, r.flush(t, 10*time.Second), nil)
+	if r.book.Count("it has all of the last 1 blocks") != 1 {
+		t.Errorf("log: %q", r.book.Lines())
+	}
+}
+
+// TestGuestMovesBack: a move is given up, and the node that it led to is gone: no flush
+// waits for it, and the slot's own node shows that it has what had been written there.
+func TestGuestMovesBack(t *testing.T) {
+	for name, lost := range map[string]bool{"whole": false, "of before": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newGuestRig(t, Config{}, 0)
+			if lost {
+				r.undo(t)
+			}
+			r.c.MoveBack(r.from, r.to, r.slot)
+			r.to.Stop()
+			result := error(nil)
+			if lost {
+				result = kvstore.ErrServerLost
+			}
+			_ = r.flush(t, 20*time.Second) // before or after it is known that the guest is over
+			redistest.Eventually(t, "the guest is over", func() bool { return r.s.lodged.Load() == 0 })
+			want(t, r.flush(t, 20*time.Second), result)
+			if lines := strings.Join(r.book.Lines(), "; "); !strings.Contains(lines, map[bool]string{true: "lacks the newest content of 1", false: "it has all of the last 1"}[lost]) {
+				t.Errorf("log: %s", lines)
+			}
+		})
+	}
+}
+
+// TestGuestGoesElsewhere: another node than the one that a slot moved to has it at last.
+func TestGuestGoesElsewhere(t *testing.T) {
+	r := newGuestRig(t, Config{}, 0)
+	r.undo(t) // lost, and moved on like that
+	third := r.c.Servers[1]
+	r.c.MoveBack(r.from, r.to, r.slot)
+	r.c.Move(r.from, third, r.slot, 1)
+	want(t, do1(t, r.ch, read(r.n)), nil) // MOVED
+	want(t, r.flush(t, 20*time.Second), kvstore.ErrServerLost)
+}
