@@ -182,10 +182,10 @@ const maxHops = 5
 // redirect follows MOVED or ASK to another node.
 func (ch *channel) redirect(c *conn, r *request, line []byte) {
 	n, asking := ch.store.redirected(c.node, line)
-	r.asking, r.part = asking, 0
-	if asking && r.writes() {
-		ch.store.lodge(keySlot(r.key[:]), c.node, n)
+	if asking && !ch.store.lodge(keySlot(r.key[:]), c.node, n) {
+		n, asking = c.node, false
 	}
+	r.asking, r.part = asking, 0
 	if r.hops++; n == c.node || r.hops > maxHops { // it said nothing that leads anywhere
 		r.hops = 0
 		c.rest(&c.node.outage, &serverError{string(line)})

@@ -15,7 +15,14 @@ type claim struct {
 // clusterMap is what nodes say of the cluster.
 type clusterMap struct {
 	claims [slotCount]claim
-	own    map[string]*[slotCount]slotState // what a node says of itself, by its address
+	own    map[*node]*ownSlots
+}
+
+// ownSlots is what a node says of itself.
+type ownSlots struct {
+	addr  string
+	state [slotCount]slotState
+	to    map[int]string // of slots that move: the address of where they move
 }
 
 // slotState is what a node says of a slot.
@@ -25,43 +32,43 @@ const (
 	slotElsewhere slotState = iota
 	slotRests               // it has the slot
 	slotMoves               // it has the slot, and answers with ASK for what it has no more
+	slotComes               // another one has the slot, and it serves who was led here by an ASK
 )
+
+// comes says whether a node says that a slot is on its way to it.
+func (m *clusterMap) comes(slot int, n *node) bool {
+	own := m.own[n]
+	return own != nil && own.state[slot] == slotComes
+}
 
 // read takes the slots out of a node's reply to CLUSTER NODES:
 //
-//	id ip:port@cport[,hostname] flags master ping pong epoch link slot slot-slot [slot->-id] ...
+//	id ip:port@cport[,hostname] flags master ping pong epoch link slot slot-slot [slot->-id] [slot-<-id] ...
 //
 // Only of itself a node says which slots move.
-func (m *clusterMap) read(text, from string) {
+func (m *clusterMap) read(text string, from *node) {
+	addrs := map[string]string{} // by id
+	var moving []string
+	var own *ownSlots
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
-		if len(f) < 9 || !strings.Contains(f[2], "master") {
+		if len(f) < 8 || !strings.Contains(f[2], "master") {
 			continue
 		}
-		addr, _, _ := strings.Cut(f[1], "@")
-		if strings.HasPrefix(addr, ":") {
-			if !strings.Contains(f[2], "myself") {
-				continue
-			}
-			host, _, _ := net.SplitHostPort(from)
-			addr = net.JoinHostPort(host, addr[1:])
-		}
-		if i := strings.LastIndexByte(addr, ':'); i > 0 && strings.Count(addr, ":") > 1 && addr[0] != '[' {
-			addr = "[" + addr[:i] + "]" + addr[i:]
-		}
+		myself := strings.Contains(f[2], "myself")
+		addr := nodeAddr(f[1], from.addr, myself)
 		epoch, err := strconv.ParseInt(f[6], 10, 64)
-		if err != nil {
+		if addr == "" || err != nil {
 			continue
 		}
-		own := new([slotCount]slotState)
-		if strings.Contains(f[2], "myself") {
-			m.own[addr] = own
+		addrs[f[0]] = addr
+		if myself {
+			own = &ownSlots{addr: addr, to: map[int]string{}}
+			m.own[from] = own
 		}
 		for _, part := range f[8:] {
-			if moving, _, is := strings.Cut(part, "->-"); is {
-				if slot, err := strconv.Atoi(strings.TrimPrefix(moving, "[")); err == nil && slot >= 0 && slot < slotCount {
-					own[slot] = slotMoves
-				}
+			if part[0] == '[' {
+				moving = append(moving, part)
 				continue
 			}
 			a, b, isRange := strings.Cut(part, "-")
@@ -70,15 +77,56 @@ func (m *clusterMap) read(text, from string) {
 			}
 			first, err1 := strconv.Atoi(a)
 			end, err2 := strconv.Atoi(b)
-			if err1 != nil || err2 != nil || first < 0 || end >= slotCount { // [slot-<-id]: on its way here
+			if err1 != nil || err2 != nil || first < 0 || end >= slotCount {
 				continue
 			}
 			for slot := first; slot <= end; slot++ {
-				own[slot] = slotRests
+				if myself {
+					own.state[slot] = slotRests
+				}
 				if c := &m.claims[slot]; c.addr == "" || epoch > c.epoch {
 					*c = claim{epoch, addr}
 				}
 			}
 		}
 	}
+	if own != nil {
+		own.move(moving, addrs)
+	}
+}
+
+// move takes [slot->-id] and [slot-<-id].
+func (o *ownSlots) move(parts []string, addrs map[string]string) {
+	for _, part := range parts {
+		part = strings.Trim(part, "[]")
+		number, id, goes := strings.Cut(part, "->-")
+		if !goes {
+			number, id, _ = strings.Cut(part, "-<-")
+		}
+		slot, err := strconv.Atoi(number)
+		switch {
+		case err != nil || slot < 0 || slot >= slotCount || id == "":
+		case goes:
+			o.state[slot], o.to[slot] = slotMoves, addrs[id]
+		default:
+			o.state[slot] = slotComes
+		}
+	}
+}
+
+// nodeAddr reads "ip:port@cport[,hostname]"; empty if it tells nothing. A node that does not
+// know its own address is where it was asked.
+func nodeAddr(text, from string, myself bool) string {
+	addr, _, _ := strings.Cut(text, "@")
+	if strings.HasPrefix(addr, ":") {
+		if !myself {
+			return ""
+		}
+		host, _, _ := net.SplitHostPort(from)
+		addr = net.JoinHostPort(host, addr[1:])
+	}
+	if i := strings.LastIndexByte(addr, ':'); i > 0 && strings.Count(addr, ":") > 1 && addr[0] != '[' {
+		addr = "[" + addr[:i] + "]" + addr[i:]
+	}
+	return addr
 }

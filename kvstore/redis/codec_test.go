@@ -56,12 +56,13 @@ func TestParseReplication(t *testing.T) {
 }
 
 func TestReadClusterNodes(t *testing.T) {
-	m := &clusterMap{own: map[string]*[slotCount]slotState{}}
-	m.read("a 10.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-100 200 [93->-b]\n"+
+	m := &clusterMap{own: map[*node]*ownSlots{}}
+	asked := &node{addr: "10.0.0.1:7000"}
+	m.read("a 10.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-100 200 [93->-b] [101-<-b]\n"+
 		"b 10.0.0.2:7001@17001,host master - 0 0 5 connected 100-101\n"+
 		"c 10.0.0.3:7002@17002 slave b 0 0 5 connected\n"+
 		"d :7003@17003 master - 0 0 9 connected 300\n"+
-		"e 2001:db8::1:7004@17004 master,fail - 0 0 2 disconnected 400\n", "10.0.0.1:7000")
+		"e 2001:db8::1:7004@17004 master,fail - 0 0 2 disconnected 400\n", asked)
 	for slot, want := range map[int]string{
 		0: "10.0.0.1:7000", 93: "10.0.0.1:7000", 100: "10.0.0.2:7001", 101: "10.0.0.2:7001", 200: "10.0.0.1:7000",
 		102: "", 300: "", 400: "[2001:db8::1]:7004",
@@ -70,9 +71,10 @@ func TestReadClusterNodes(t *testing.T) {
 			t.Errorf("slot %d is at %q, want %q", slot, m.claims[slot].addr, want)
 		}
 	}
-	own := m.own["10.0.0.1:7000"]
-	if len(m.own) != 1 || own[93] != slotMoves || own[94] != slotRests || own[101] != slotElsewhere {
-		t.Errorf("of itself a node says %v %v %v, and %d nodes said something", own[93], own[94], own[101], len(m.own))
+	own := m.own[asked]
+	if len(m.own) != 1 || own.state[93] != slotMoves || own.to[93] != "10.0.0.2:7001" || own.state[94] != slotRests || own.state[101] != slotComes ||
+		own.state[400] != slotElsewhere || !m.comes(101, asked) || m.comes(93, asked) {
+		t.Errorf("of itself a node says %v, %v, %v; it moves %v; %d nodes said something", own.state[93], own.state[94], own.state[101], own.to, len(m.own))
 	}
 }
 

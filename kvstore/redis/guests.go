@@ -1,8 +1,8 @@
 package redis
 
-// A slot that moves has keys on two nodes. What an ASK leads to the one that it moves to
-// is acknowledged there and is nowhere else, though the map does not say that this node has
-// anything of ours. So the slot is its guest until it is its own, or moves no more:
+// A slot that moves has keys on two nodes. What is moved to the new one already, and what
+// an ASK leads there, is nowhere else, though by the map this node has nothing of the
+// slot. So the slot is its guest until it is its own, or moves no more:
 //
 //   - Each flush asks the node too.
 //   - If it comes back with another past, the guest's blocks are among those that are read
@@ -10,32 +10,48 @@ package redis
 //   - If the slot ends up elsewhere (its keys were moved back, or another node took the
 //     place of the one that it moved to), whoever has it then is read back (doubt): what
 //     had been acknowledged as the guest's may have been lost on the way.
+//
+// Guests come from ASK (lodge) and from looks at the cluster, and go with looks only, as
+// nobody else tells that a move was given up; but for one that arrives, which a MOVED tells.
+//
+// In all of this a node is doubted before others can see what makes it doubtful, and a guest
+// goes after that: else a flush in between would ask neither.
 
-// guest says where the changes of a slot go that its own node answered with ASK.
+// guest says where keys of a slot are that its own node has no more.
 type guest struct {
-	node  *node  // where the ASK led
+	node  *node  // where they are
 	from  *node  // which had the slot
-	since uint64 // a look that began later tells whether the slot still moves
+	since uint64 // only a look that began later tells whether the slot still moves
 }
 
-// lodge notes that a change of a slot is about to be sent to a node because the slot's own
-// answered with ASK.
-func (s *Store) lodge(slot int, from, to *node) {
-	look := s.looks.Load()
-	if g := s.guests[slot].Load(); g != nil && g.node == to && g.from == from && g.since == look {
-		return
+// lodge notes that the slot's own node answered with ASK. False: to another node than before,
+// so that the slot's own node must be asked again, which has to show that nothing was lost.
+func (s *Store) lodge(slot int, from, to *node) bool {
+	if g := s.guests[slot].Load(); g != nil && g.node == to && g.from == from && g.since == s.looks.Load() {
+		return true
 	}
 	s.mapping.Lock()
 	defer s.mapping.Unlock()
-	if s.slots[slot].Load() == to {
-		return // it has arrived
+	now := &guest{node: to, from: from, since: s.looks.Load()}
+	old := s.guests[slot].Load()
+	if old != nil && old.node != to {
+		s.lost(old, from)
+		s.guests[slot].Store(now)
+		return false
 	}
-	switch old := s.guests[slot].Swap(&guest{node: to, from: from, since: look}); {
-	case old == nil:
-		s.lodged.Add(1)
-	case old.node != to: // which of the two moves was given up nobody told
-		from.doubt()
+	s.checkIn(slot, now)
+	if s.slots[slot].Load() != from { // who answered and the map differ
+		s.helpers.Go(s.lookNow)
 	}
+	return true
+}
+
+// checkIn makes a slot a guest. mapping is held.
+func (s *Store) checkIn(slot int, g *guest) {
+	if s.guests[slot].Load() == nil {
+		s.lodged.Add(1) // before it can be found: see lodges
+	}
+	s.guests[slot].Store(g)
 }
 
 // checkOut ends a guest. mapping is held.
@@ -45,40 +61,63 @@ func (s *Store) checkOut(slot int) {
 	}
 }
 
-// arrived ends the guest of a slot that is a node's now, as a MOVED told. mapping is held.
-func (s *Store) arrived(slot int, at *node) {
-	switch g := s.guests[slot].Load(); {
-	case g == nil || at == g.from:
-	case at == g.node:
-		s.checkOut(slot)
-	default:
-		s.checkOut(slot)
+// lost has who has the slot show what it has, because it is not, or no more, on the way to
+// the guest's node. What that one acknowledges from now on, to who was led there before,
+// does not count.
+func (s *Store) lost(g *guest, owner *node) {
+	g.node.era.Add(1)
+	owner.doubt()
+}
+
+// arrives is told of a slot that is about to be a node's, as a MOVED says. If that is
+// neither where it was nor where it moved to, it is doubted; a look tells what became of
+// the move. mapping is held.
+func (s *Store) arrives(slot int, at *node) {
+	if g := s.guests[slot].Load(); g != nil && at != g.node && at != g.from {
 		at.doubt()
+		s.guests[slot].Store(&guest{node: g.node, from: at, since: s.looks.Load()})
 	}
 }
 
-// checkOutAll ends the guests of which a look says that they are over. mapping is held, and
-// slots are where the look says; nodes are those of its addresses.
-func (s *Store) checkOutAll(look uint64, m *clusterMap, nodes map[string]*node) {
-	if s.lodged.Load() == 0 {
-		return
+// arrived is arrives for when the slot is the node's. mapping is held.
+func (s *Store) arrived(slot int, at *node) {
+	if g := s.guests[slot].Load(); g != nil && at == g.node {
+		s.checkOut(slot)
 	}
-	says := map[*node]*[slotCount]slotState{}
-	for addr, own := range m.own {
-		says[nodes[addr]] = own
-	}
+}
+
+// review has the guests be what a look says. The slots are where it says afterwards, owners
+// being who has them then; nodes are those of its addresses. It returns the slots whose
+// guests are to be checked out then, as they arrive. mapping is held.
+func (s *Store) review(look uint64, m *clusterMap, owners func(slot int) *node, nodes map[string]*node) (arrive []int) {
 	for slot := range s.guests {
-		g, owner := s.guests[slot].Load(), s.slots[slot].Load()
+		owner, g := owners(slot), s.guests[slot].Load()
+		own := m.own[owner]
+		var target *node // where the slot moves
+		if own != nil && own.state[slot] == slotMoves {
+			target = nodes[own.to[slot]]
+		}
 		switch {
-		case g == nil || owner == nil:
-		case owner == g.node:
-			s.checkOut(slot)
+		case owner == nil:
+		case g == nil:
+			if target != nil && target != owner {
+				s.checkIn(slot, &guest{node: target, from: owner, since: look})
+			}
 		case look <= g.since:
-		case owner != g.from, says[owner] != nil && says[owner][slot] == slotRests:
+		case owner == g.node:
+			arrive = append(arrive, slot)
+		case target != nil && target != g.node:
+			s.lost(g, owner)
+			s.guests[slot].Store(&guest{node: target, from: owner, since: look})
+		case own != nil && own.state[slot] == slotRests && !m.comes(slot, g.node):
+			s.lost(g, owner)
 			s.checkOut(slot)
+		case owner != g.from: // it has taken the place of who had the slot, or is the next
 			owner.doubt()
+			s.guests[slot].Store(&guest{node: g.node, from: owner, since: look})
 		}
 	}
+	return arrive
 }
 
 // doubt has the node show what we remember before it is used again.
@@ -102,8 +141,15 @@ func (n *node) lodges() bool {
 	return false
 }
 
-// concerns says whether a flush must ask the node: some key is on it, or may be.
-func (n *node) concerns() bool { return n.serves() || n.lodges() }
+// lodgedAt says whether a slot is the guest of a node.
+func (s *Store) lodgedAt(slot int, n *node) bool {
+	g := s.guests[slot].Load()
+	return g != nil && g.node == n
+}
+
+// concerns says whether a flush must ask the node: some key is on it, or may be. A guest that
+// arrives is seen as the one or the other.
+func (n *node) concerns() bool { return n.lodges() || n.serves() }
 
 // asker returns the node that knows where a key is which should be on n: n itself unless
 // its slot is a guest.

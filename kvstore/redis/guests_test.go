@@ -149,3 +149,67 @@ func TestGuestGoesElsewhere(t *testing.T) {
 	want(t, do1(t, r.ch, read(r.n)), nil) // MOVED
 	want(t, r.flush(t, 20*time.Second), kvstore.ErrServerLost)
 }
+
+// TestGuestTakesAnotherWay: a move is given up and another one begins before anybody has
+// looked: no flush waits for the first one's node, which is gone, and what was lost with
+// it is found.
+func TestGuestTakesAnotherWay(t *testing.T) {
+	for name, lost := range map[string]bool{"whole": false, "of before": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newGuestRig(t, Config{}, 0)
+			if lost {
+				r.undo(t)
+			}
+			r.c.MoveBack(r.from, r.to, r.slot)
+			r.to.Stop()
+			r.c.HalfMove(r.from, r.c.Servers[1], r.slot)
+			_ = r.flush(t, 20*time.Second) // before or after it is known
+			result := error(nil)
+			if lost {
+				result = kvstore.ErrServerLost
+			}
+			want(t, r.flush(t, 20*time.Second), result)
+			if g := r.s.guests[r.slot].Load(); g == nil || g.node.addr != r.c.Servers[1].Addr() {
+				t.Errorf("guest of %+v", g)
+			}
+		})
+	}
+}
+
+// TestGuestOfALook: what was moved to a node, and not written since, is missed too when that
+// node goes back in time before the slot is its own.
+func TestGuestOfALook(t *testing.T) {
+	c := redistest.Cluster(t, 2, 0)
+	s := openUnproven(t, Config{Mode: Cluster}, c.Servers[0].Addr())
+	r := &guestRig{c: c, from: c.Servers[0], to: c.Servers[1], s: s, ch: channelOf(t, s)}
+	r.n, r.slot = onFirst()
+	want(t, do1(t, r.ch, write(r.n, kvstore.Any, block(r.n))), nil)
+	r.old = r.from.Do("GET", r.key()).(string)
+	want(t, do1(t, r.ch, write(r.n, kvstore.Any, block(r.n+1))), nil)
+	for n := range uint64(32) { // the other node is met
+		want(t, do1(t, r.ch, write(1000+n, kvstore.Any, block(n))), nil)
+	}
+	want(t, r.flush(t, 10*time.Second), nil)
+	r.c.HalfMove(r.from, r.to, r.slot)
+	r.undo(t)
+	r.to.Do("DEBUG", "CHANGE-REPL-ID")
+	want(t, r.flush(t, 20*time.Second), kvstore.ErrServerLost)
+}
+
+// TestGuestStays: a slot rests while its keys are on the way back: nobody is doubted for
+// what is not there yet.
+func TestGuestStays(t *testing.T) {
+	r := newGuestRig(t, Config{}, 0)
+	r.from.Do("CLUSTER", "SETSLOT", r.slot, "STABLE")
+	for range 3 {
+		r.s.lookNow(bg(t))
+		want(t, r.flush(t, 10*time.Second), nil)
+	}
+	r.c.MoveBack(r.from, r.to, r.slot)
+	r.s.lookNow(bg(t))
+	if n := r.s.lodged.Load(); n != 0 {
+		t.Errorf("%d guests when all is over", n)
+	}
+	want(t, r.flush(t, 10*time.Second), nil)
+	want(t, do1(t, r.ch, read(r.n)), nil)
+}

@@ -19,8 +19,8 @@ import (
 func (n *node) readBack(ctx context.Context, r replication, era, doubts uint32) {
 	h := &n.store.histories
 	told := n.store.told.Load()
-	if n.store.hearsay() {
-		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for
+	if n.store.cfg.Mode == Cluster {
+		n.store.lookNow(ctx) // what else is on the node now, beside what was asked for, and its guests
 	}
 	var lost, total int
 	var first kvstore.Key

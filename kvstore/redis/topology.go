@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -100,11 +101,12 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	}
 	s.mapping.Lock()
 	s.told.Add(1) // not before: a look that began in between would count as later
+	s.arrives(int(slot), to)
 	// Not from: a node that is behind may tell of a slot that was another's meanwhile.
 	if old := s.slots[slot].Swap(to); old != nil && old != to && !old.serves() {
 		old.ousted()
 	}
-	s.arrived(slot, to)
+	s.arrived(int(slot), to)
 	s.mapping.Unlock()
 	s.lookAround()
 	return to, false
@@ -154,7 +156,7 @@ func (c *conn) reroute(asked bool) bool {
 		r := c.queue.Pop()
 		to := c.place(r)
 		switch {
-		case to == c.node || asked && r.asking:
+		case to == c.node || asked && r.asking && c.node.store.lodgedAt(keySlot(r.key[:]), c.node):
 			c.queue.Push(r)
 		case r.op == nil:
 			c.ch.unserved = true
@@ -291,7 +293,7 @@ func (s *Store) findCluster(ctx context.Context) error {
 // about a slot the newest counts: a node that was away tells old things.
 func (s *Store) lookCluster(ctx context.Context) error {
 	var mu sync.Mutex // guards m, last
-	m := &clusterMap{own: map[string]*[slotCount]slotState{}}
+	m := &clusterMap{own: map[*node]*ownSlots{}}
 	last := error(kvstore.ErrUnreachable)
 	look, told := s.looks.Add(1), s.told.Load()
 	var wg sync.WaitGroup
@@ -306,7 +308,7 @@ func (s *Store) lookCluster(ctx context.Context) error {
 				last = fmt.Errorf("%w: %s: %w", kvstore.ErrUnreachable, n.addr, err)
 				return
 			}
-			m.read(text, n.addr)
+			m.read(text, n)
 		})
 	}
 	wg.Wait()
@@ -329,17 +331,12 @@ func (s *Store) lookCluster(ctx context.Context) error {
 // a node back, which must not find half of what moved; and a look is nothing worth once
 // one that began later was believed.
 func (s *Store) adopt(ctx context.Context, m *clusterMap, look, told uint64) error {
-	nodes := map[string]*node{"": nil}
-	var bad error
-	for _, c := range m.claims {
-		if _, ok := nodes[c.addr]; ok {
-			continue
+	nodes, bad := s.nodesOf(ctx, m)
+	owners := func(slot int) *node {
+		if n := nodes[m.claims[slot].addr]; n != nil {
+			return n
 		}
-		n, err := s.nodeAt(ctx, c.addr)
-		if err != nil {
-			n, bad = nil, err // its slots stay where they are
-		}
-		nodes[c.addr] = n
+		return s.slots[slot].Load()
 	}
 	s.mapping.Lock()
 	defer s.mapping.Unlock()
@@ -347,9 +344,10 @@ func (s *Store) adopt(ctx context.Context, m *clusterMap, look, told uint64) err
 		return bad
 	}
 	s.looked = look
+	arrive := s.review(look, m, owners, nodes)
 	left := map[*node]bool{} // nodes that had a slot which is elsewhere now
-	for slot, c := range m.claims {
-		if n := nodes[c.addr]; n != nil && s.slots[slot].Load() != n {
+	for slot := range s.slots {
+		if n := owners(slot); n != nil && s.slots[slot].Load() != n {
 			left[s.slots[slot].Swap(n)] = true
 		}
 	}
@@ -358,11 +356,41 @@ func (s *Store) adopt(ctx context.Context, m *clusterMap, look, told uint64) err
 			n.ousted()
 		}
 	}
-	s.checkOutAll(look, m, nodes)
+	for _, slot := range arrive {
+		s.checkOut(slot)
+	}
 	if bad == nil {
 		s.mapped.Store(told)
 	}
 	return bad
+}
+
+// nodesOf returns the nodes of the addresses of a map, but for those of which an error tells.
+func (s *Store) nodesOf(ctx context.Context, m *clusterMap) (nodes map[string]*node, bad error) {
+	nodes = map[string]*node{"": nil}
+	find := func(addr string) {
+		if _, ok := nodes[addr]; ok {
+			return
+		}
+		n, err := s.nodeAt(ctx, addr)
+		if err != nil {
+			n, bad = nil, err // its slots stay where they are
+		}
+		nodes[addr] = n
+	}
+	for i := range m.claims {
+		find(m.claims[i].addr)
+	}
+	spoke := maps.Clone(m.own)
+	for _, own := range spoke {
+		for _, addr := range own.to {
+			find(addr)
+		}
+		if n := nodes[own.addr]; n != nil && m.own[n] == nil {
+			m.own[n] = own // it was asked by another name
+		}
+	}
+	return nodes, bad
 }
 
 // Each master of a cluster must prove itself, and slots move between them. So the
