@@ -2,6 +2,7 @@ package redis
 
 import (
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -16,13 +17,20 @@ type claim struct {
 type clusterMap struct {
 	claims [slotCount]claim
 	own    map[*node]*ownSlots
+	// aliases are the addresses by name, as MOVED and ASK may have it, of those by number.
+	aliases map[string]string
+}
+
+func newClusterMap() *clusterMap {
+	return &clusterMap{own: map[*node]*ownSlots{}, aliases: map[string]string{}}
 }
 
 // ownSlots is what a node says of itself.
 type ownSlots struct {
 	addr  string
 	state [slotCount]slotState
-	to    map[int]string // of slots that move: the address of where they move
+	to    map[int]string  // of slots that move: the address of where they move
+	lives map[string]bool // masters that have not failed, as it knows them
 }
 
 // slotState is what a node says of a slot.
@@ -35,10 +43,13 @@ const (
 	slotComes               // another one has the slot, and it serves who was led here by an ASK
 )
 
-// comes says whether a node says that a slot is on its way to it.
-func (m *clusterMap) comes(slot int, n *node) bool {
-	own := m.own[n]
-	return own != nil && own.state[slot] == slotComes
+// hasLeft says whether nothing of a slot that rests with another node is on the way back from
+// a node: it says so itself, or is gone, as the other one says.
+func (m *clusterMap) hasLeft(slot int, n *node, owner *ownSlots) bool {
+	if own := m.own[n]; own != nil {
+		return own.state[slot] != slotComes
+	}
+	return !owner.lives[n.addr]
 }
 
 // read takes the slots out of a node's reply to CLUSTER NODES:
@@ -47,7 +58,7 @@ func (m *clusterMap) comes(slot int, n *node) bool {
 //
 // Only of itself a node says which slots move.
 func (m *clusterMap) read(text string, from *node) {
-	addrs := map[string]string{} // by id
+	addrs, lives := map[string]string{}, map[string]bool{} // by id; by address
 	var moving []string
 	var own *ownSlots
 	for line := range strings.Lines(text) {
@@ -62,8 +73,13 @@ func (m *clusterMap) read(text string, from *node) {
 			continue
 		}
 		addrs[f[0]] = addr
+		lives[addr] = !slices.Contains(strings.Split(f[2], ","), "fail")
+		if _, name, _ := strings.Cut(f[1], ","); name != "" && !strings.Contains(name, "=") {
+			_, port, _ := net.SplitHostPort(addr)
+			m.aliases[net.JoinHostPort(name, port)] = addr
+		}
 		if myself {
-			own = &ownSlots{addr: addr, to: map[int]string{}}
+			own = &ownSlots{addr: addr, to: map[int]string{}, lives: lives}
 			m.own[from] = own
 		}
 		for _, part := range f[8:] {

@@ -56,7 +56,7 @@ func TestParseReplication(t *testing.T) {
 }
 
 func TestReadClusterNodes(t *testing.T) {
-	m := &clusterMap{own: map[*node]*ownSlots{}}
+	m := newClusterMap()
 	asked := &node{addr: "10.0.0.1:7000"}
 	m.read("a 10.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-100 200 [93->-b] [101-<-b]\n"+
 		"b 10.0.0.2:7001@17001,host master - 0 0 5 connected 100-101\n"+
@@ -73,7 +73,8 @@ func TestReadClusterNodes(t *testing.T) {
 	}
 	own := m.own[asked]
 	if len(m.own) != 1 || own.state[93] != slotMoves || own.to[93] != "10.0.0.2:7001" || own.state[94] != slotRests || own.state[101] != slotComes ||
-		own.state[400] != slotElsewhere || !m.comes(101, asked) || m.comes(93, asked) {
+		own.state[400] != slotElsewhere || m.hasLeft(101, asked, own) || !m.hasLeft(93, asked, own) ||
+		m.aliases["host:7001"] != "10.0.0.2:7001" || !own.lives["10.0.0.2:7001"] || own.lives["[2001:db8::1]:7004"] {
 		t.Errorf("of itself a node says %v, %v, %v; it moves %v; %d nodes said something", own.state[93], own.state[94], own.state[101], own.to, len(m.own))
 	}
 }

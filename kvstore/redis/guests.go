@@ -34,14 +34,14 @@ func (s *Store) lodge(slot int, from, to *node) bool {
 	defer s.mapping.Unlock()
 	now := &guest{node: to, from: from, since: s.looks.Load()}
 	old := s.guests[slot].Load()
-	if old != nil && old.node != to {
+	if old != nil && old.node != to && old.node != from { // from: it has arrived since, and moves on
 		s.lost(old, from)
 		s.guests[slot].Store(now)
 		return false
 	}
 	s.checkIn(slot, now)
 	if s.slots[slot].Load() != from { // who answered and the map differ
-		s.helpers.Go(s.lookNow)
+		s.lookAround()
 	}
 	return true
 }
@@ -99,22 +99,22 @@ func (s *Store) review(look uint64, m *clusterMap, owners func(slot int) *node, 
 		}
 		switch {
 		case owner == nil:
-		case g == nil:
+		case g == nil || owner == g.node && target != nil:
 			if target != nil && target != owner {
-				s.checkIn(slot, &guest{node: target, from: owner, since: look})
+				s.checkIn(slot, &guest{node: target, from: owner, since: s.looks.Load()})
 			}
-		case look <= g.since:
-		case owner == g.node:
+		case owner == g.node: // whenever the look began: it is asked as who has the slot now
 			arrive = append(arrive, slot)
+		case look <= g.since:
 		case target != nil && target != g.node:
 			s.lost(g, owner)
-			s.guests[slot].Store(&guest{node: target, from: owner, since: look})
-		case own != nil && own.state[slot] == slotRests && !m.comes(slot, g.node):
+			s.guests[slot].Store(&guest{node: target, from: owner, since: s.looks.Load()})
+		case own != nil && own.state[slot] == slotRests && m.hasLeft(slot, g.node, own):
 			s.lost(g, owner)
 			s.checkOut(slot)
 		case owner != g.from: // it has taken the place of who had the slot, or is the next
 			owner.doubt()
-			s.guests[slot].Store(&guest{node: g.node, from: owner, since: look})
+			s.guests[slot].Store(&guest{node: g.node, from: owner, since: s.looks.Load()})
 		}
 	}
 	return arrive

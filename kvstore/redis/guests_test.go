@@ -124,7 +124,7 @@ func TestGuestMovesBack(t *testing.T) {
 				r.undo(t)
 			}
 			r.c.MoveBack(r.from, r.to, r.slot)
-			r.to.Stop()
+			r.c.Forget(r.to)
 			result := error(nil)
 			if lost {
 				result = kvstore.ErrServerLost
@@ -205,6 +205,8 @@ func TestGuestStays(t *testing.T) {
 		r.s.lookNow(bg(t))
 		want(t, r.flush(t, 10*time.Second), nil)
 	}
+	r.from.Do("DEBUG", "CHANGE-REPL-ID") // it is read back meanwhile
+	want(t, r.flush(t, 10*time.Second), nil)
 	r.c.MoveBack(r.from, r.to, r.slot)
 	r.s.lookNow(bg(t))
 	if n := r.s.lodged.Load(); n != 0 {
@@ -212,4 +214,27 @@ func TestGuestStays(t *testing.T) {
 	}
 	want(t, r.flush(t, 10*time.Second), nil)
 	want(t, do1(t, r.ch, read(r.n)), nil)
+}
+
+// TestArrivedGuestMovesOn: a slot that has arrived and moves on, before anybody was told that it
+// had arrived, is an ordinary move: nobody is read back.
+func TestArrivedGuestMovesOn(t *testing.T) {
+	r := newGuestRig(t, Config{}, 0)
+	for _, s := range r.c.Servers {
+		s.Do("CLUSTER", "SETSLOT", r.slot, "NODE", r.to.Do("CLUSTER", "MYID"))
+	}
+	third := r.c.Servers[1]
+	r.s.lookNow(bg(t))
+	r.c.HalfMove(r.to, third, r.slot)
+	before := r.s.rewinds.Load()
+	want(t, do1(t, r.ch, write(r.n, kvstore.Present, block(r.n+2))), nil)
+	want(t, r.flush(t, 10*time.Second), nil)
+	r.s.lookNow(bg(t))
+	want(t, r.flush(t, 10*time.Second), nil)
+	if g := r.s.guests[r.slot].Load(); g == nil || g.node.addr != third.Addr() {
+		t.Errorf("guest of %+v", g)
+	}
+	if n := r.s.rewinds.Load() - before; n != 0 {
+		t.Errorf("%d nodes were to show what they have", n)
+	}
 }

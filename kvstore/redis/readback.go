@@ -80,6 +80,9 @@ func (n *node) compare(ctx context.Context) (lost, total int, first kvstore.Key,
 			}
 		}
 	}
+	if err := n.store.onTheWay(ctx, want, other); err != nil {
+		return 0, 0, first, err
+	}
 	n.store.explain(other)
 	for k := range other {
 		if lost++; lost == 1 {
@@ -115,15 +118,48 @@ func (n *node) lookUp(ctx context.Context, keys [][kvstore.KeySize]byte, want ma
 		if err != nil {
 			return err
 		}
-		tag := uint64(0)
-		if len(text) == trailer {
-			_, tag = readTrailer([]byte(text))
-		}
+		tag := tagOf(text)
 		if w := want[keys[i]]; !w.has(tag) {
 			other[keys[i]] = found{tag, w.at}
 		}
 	}
 	return nil
+}
+
+// onTheWay takes out what is with the node that a slot moved to, though the slot's own node does
+// not lead there: its move was given up, and its keys are on their way back; or a replica took
+// that node's place, which knows nothing of moves.
+func (s *Store) onTheWay(ctx context.Context, want map[[kvstore.KeySize]byte]*expected, other map[[kvstore.KeySize]byte]found) error {
+	if s.lodged.Load() == 0 {
+		return nil
+	}
+	for k := range other {
+		g := s.guests[keySlot(k[:])].Load()
+		if g == nil {
+			continue
+		}
+		text, err := g.node.askFor(ctx, k)
+		var said goredis.Error
+		if errors.As(err, &said) { // it serves the slot no more, or what is there is no block
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if tag := tagOf(text); tag != 0 && want[k].has(tag) {
+			delete(other, k)
+		}
+	}
+	return nil
+}
+
+// tagOf returns the tag of a block whose trailer was read; 0: there is none.
+func tagOf(text string) uint64 {
+	if len(text) != trailer {
+		return 0
+	}
+	_, tag := readTrailer([]byte(text))
+	return tag
 }
 
 // explain takes out what was changed since the remembered changes were collected: a slot
@@ -163,8 +199,15 @@ func (n *node) elsewhere(ctx context.Context, key [kvstore.KeySize]byte, why err
 	if !asking {
 		return "", why
 	}
+	return to.askFor(ctx, key)
+}
+
+// askFor asks for the trailer of a block of a slot that is on its way to the node.
+func (n *node) askFor(ctx context.Context, key [kvstore.KeySize]byte) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*n.store.cfg.TryTimeout)
+	defer cancel()
 	var reply *goredis.StringCmd
-	_, err := to.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
+	_, err := n.admin.Pipelined(ctx, func(p goredis.Pipeliner) error {
 		p.Do(ctx, "ASKING")
 		reply = p.GetRange(ctx, string(key[:]), kvstore.BlockSize, valueSize-1)
 		return nil

@@ -129,6 +129,9 @@ type Store struct {
 	// guests are slots that have keys on a second node, and lodged is how many: guests.go.
 	guests [slotCount]atomic.Pointer[guest]
 	lodged atomic.Int32
+	// aliases are addresses of nodes by the names that MOVED and ASK may call them, as the map
+	// has them: or a node would be two.
+	aliases sync.Map
 	// mapping is held where these change, until who was ousted knows it, and where all
 	// of what a node has counts at one moment. It is a leaf.
 	mapping sync.Mutex

@@ -90,6 +90,9 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 		host, _, _ := net.SplitHostPort(from.addr)
 		addr = net.JoinHostPort(host, addr[1:])
 	}
+	if known, ok := s.aliases.Load(addr); ok {
+		addr = known.(string)
+	}
 	ctx, cancel := context.WithTimeout(s.helpers.Life(), time.Second)
 	defer cancel()
 	to, err := s.nodeAt(ctx, addr)
@@ -293,7 +296,7 @@ func (s *Store) findCluster(ctx context.Context) error {
 // about a slot the newest counts: a node that was away tells old things.
 func (s *Store) lookCluster(ctx context.Context) error {
 	var mu sync.Mutex // guards m, last
-	m := &clusterMap{own: map[*node]*ownSlots{}}
+	m := newClusterMap()
 	last := error(kvstore.ErrUnreachable)
 	look, told := s.looks.Add(1), s.told.Load()
 	var wg sync.WaitGroup
@@ -331,6 +334,9 @@ func (s *Store) lookCluster(ctx context.Context) error {
 // a node back, which must not find half of what moved; and a look is nothing worth once
 // one that began later was believed.
 func (s *Store) adopt(ctx context.Context, m *clusterMap, look, told uint64) error {
+	for name, addr := range m.aliases {
+		s.aliases.Store(name, addr)
+	}
 	nodes, bad := s.nodesOf(ctx, m)
 	owners := func(slot int) *node {
 		if n := nodes[m.claims[slot].addr]; n != nil {

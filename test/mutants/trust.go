@@ -55,13 +55,23 @@ var Leases = []Mutant{
 var Failovers = []Mutant{
 	{
 		Name: "a replica that took over is taken for a new server", File: "kvstore/redis/history.go",
-		Old: "	case !met && !known && !continues && !n.owes():\n", New: "	case !met && !known && (!continues && !n.owes() || n.store.cfg.Mode == Sentinel):\n",
+		Old: "	case !met && !known && !continues && !doubted && !n.owes():\n", New: "	case !met && !known && !doubted && (!continues && !n.owes() || n.store.cfg.Mode == Sentinel):\n",
 		Package: "test/e2e", Test: "TestSentinel",
 	},
 	{
 		Name: "what a replica that took over lacks is found and not told", File: "kvstore/redis/readback.go",
 		Old: "	if lost == 0 {\n", New: "	if lost >= 0 {\n",
 		Package: "test/e2e", Test: "TestSentinel",
+	},
+	{
+		Name: "a flush does not ask the node that a slot moves to", File: "kvstore/redis/guests.go",
+		Old: "{ return n.lodges() || n.serves() }\n", New: "{ return n.serves() }\n",
+		Package: "kvstore/redis", Test: "TestFlushOfAGuest",
+	},
+	{
+		Name: "what a slot's node lost while the slot moved is not looked for at the next one", File: "kvstore/redis/guests.go",
+		Old: "	n.doubts.Add(1)\n", New: "",
+		Package: "kvstore/redis", Test: "TestGuestMovesBack",
 	},
 }
 

@@ -181,6 +181,17 @@ func (c *ClusterNodes) MoveBack(from, to *Server, slot int) {
 	to.Do("CLUSTER", "SETSLOT", slot, "STABLE")
 }
 
+// Forget stops a node without slots, for good: the others know it no more.
+func (c *ClusterNodes) Forget(gone *Server) {
+	c.t.Helper()
+	gone.Stop()
+	for _, s := range c.Servers {
+		if s != gone && s.PID() != 0 {
+			s.Do("CLUSTER", "FORGET", c.ids[gone])
+		}
+	}
+}
+
 // migrate moves the keys of a slot.
 func (c *ClusterNodes) migrate(from, to *Server, slot int) {
 	c.t.Helper()
