@@ -66,12 +66,21 @@ func (f *File) Sync() error { return unix.Fsync(f.fd) }
 
 // Punch makes a hole, Zero writes zeros without data.
 func (f *File) Punch(off, n int64) error {
-	return unix.Fallocate(f.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	return f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
 // Zero zeroes a range.
 func (f *File) Zero(off, n int64) error {
-	return unix.Fallocate(f.fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	return f.fallocate(unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+// fallocate is fallocate(2), again if a signal interrupts it, as Go's runtime may.
+func (f *File) fallocate(mode uint32, off, n int64) error {
+	for {
+		if err := unix.Fallocate(f.fd, mode, off, n); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // Close closes; twice does nothing.
