@@ -117,24 +117,32 @@ func TestGuestOfAnotherPast(t *testing.T) {
 // TestGuestMovesBack: a move is given up, and the node that it led to is gone: no flush
 // waits for it, and the slot's own node shows that it has what had been written there.
 func TestGuestMovesBack(t *testing.T) {
-	for name, lost := range map[string]bool{"whole": false, "of before": true} {
+	movedBack(t, func(t *testing.T, r *guestRig, due error) {
+		r.c.Forget(r.to)
+		_ = r.flush(t, 20*time.Second) // before or after it is known that the guest is over
+		redistest.Eventually(t, "the guest is over", func() bool { return r.s.lodged.Load() == 0 })
+		want(t, r.flush(t, 20*time.Second), due)
+		said := "it has all of the last 1"
+		if due != nil {
+			said = "lacks the newest content of 1"
+		}
+		if lines := strings.Join(r.book.Lines(), "; "); !strings.Contains(lines, said) {
+			t.Errorf("log: %s", lines)
+		}
+	})
+}
+
+// movedBack gives the move up, once with all and once with what the block had before, and
+// runs a test with what a flush must say of that.
+func movedBack(t *testing.T, test func(t *testing.T, r *guestRig, due error)) {
+	for name, due := range map[string]error{"whole": nil, "of before": kvstore.ErrServerLost} {
 		t.Run(name, func(t *testing.T) {
 			r := newGuestRig(t, Config{}, 0)
-			if lost {
+			if due != nil {
 				r.undo(t)
 			}
 			r.c.MoveBack(r.from, r.to, r.slot)
-			r.c.Forget(r.to)
-			result := error(nil)
-			if lost {
-				result = kvstore.ErrServerLost
-			}
-			_ = r.flush(t, 20*time.Second) // before or after it is known that the guest is over
-			redistest.Eventually(t, "the guest is over", func() bool { return r.s.lodged.Load() == 0 })
-			want(t, r.flush(t, 20*time.Second), result)
-			if lines := strings.Join(r.book.Lines(), "; "); !strings.Contains(lines, map[bool]string{true: "lacks the newest content of 1", false: "it has all of the last 1"}[lost]) {
-				t.Errorf("log: %s", lines)
-			}
+			test(t, r, due)
 		})
 	}
 }
@@ -154,26 +162,15 @@ func TestGuestGoesElsewhere(t *testing.T) {
 // looked: no flush waits for the first one's node, which is gone, and what was lost with
 // it is found.
 func TestGuestTakesAnotherWay(t *testing.T) {
-	for name, lost := range map[string]bool{"whole": false, "of before": true} {
-		t.Run(name, func(t *testing.T) {
-			r := newGuestRig(t, Config{}, 0)
-			if lost {
-				r.undo(t)
-			}
-			r.c.MoveBack(r.from, r.to, r.slot)
-			r.to.Stop()
-			r.c.HalfMove(r.from, r.c.Servers[1], r.slot)
-			_ = r.flush(t, 20*time.Second) // before or after it is known
-			result := error(nil)
-			if lost {
-				result = kvstore.ErrServerLost
-			}
-			want(t, r.flush(t, 20*time.Second), result)
-			if g := r.s.guests[r.slot].Load(); g == nil || g.node.addr != r.c.Servers[1].Addr() {
-				t.Errorf("guest of %+v", g)
-			}
-		})
-	}
+	movedBack(t, func(t *testing.T, r *guestRig, due error) {
+		r.to.Stop()
+		r.c.HalfMove(r.from, r.c.Servers[1], r.slot)
+		_ = r.flush(t, 20*time.Second) // before or after it is known
+		want(t, r.flush(t, 20*time.Second), due)
+		if g := r.s.guests[r.slot].Load(); g == nil || g.node.addr != r.c.Servers[1].Addr() {
+			t.Errorf("guest of %+v", g)
+		}
+	})
 }
 
 // TestGuestOfALook: what was moved to a node, and not written since, is missed too when that
