@@ -59,6 +59,7 @@ func TestSentinelFailover(t *testing.T) {
 	if len(rec.Value) == 0 {
 		t.Error("the record is empty")
 	}
+	w.Patience(time.Hour) // one failover, not two: a second one has the old master lead again
 	w.Master.Restart()
 	redistest.Eventually(t, "the old master follows", func() bool { return w.Master.Info("replication", "master_link_status") == "up" })
 	want(t, ch.Flush(ctx, testLayer), nil) // it is the replica that is waited for

@@ -115,6 +115,9 @@ func Start(t testing.TB, opts ...Option) *Server {
 	t.Cleanup(func() {
 		_ = s.Client.Close()
 		s.Stop()
+		if t.Failed() {
+			t.Logf("redis on %s said last:\n%s", s.addr, s.said(40))
+		}
 	})
 	if !c.sentinel {
 		s.start()
@@ -250,7 +253,7 @@ func (s *Server) signal(sig syscall.Signal) {
 func (s *Server) start() {
 	s.t.Helper()
 	cmd := exec.Command(s.args[0], s.args[1:]...)
-	log, err := os.Create(filepath.Join(s.dir, "log"))
+	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -281,12 +284,18 @@ func (s *Server) start() {
 		}
 		select {
 		case <-dead:
-			said, _ := os.ReadFile(filepath.Join(s.dir, "log"))
-			s.t.Fatalf("redis ended at once: %v\n%s", s.args, said)
+			s.t.Fatalf("redis ended at once: %v\n%s", s.args, s.said(40))
 		default:
 		}
 	}
 	s.t.Fatalf("redis does not answer on %s: %v", s.addr, s.args)
+}
+
+// said returns the last lines that the server has logged, of all its starts.
+func (s *Server) said(lines int) string {
+	text, _ := os.ReadFile(filepath.Join(s.dir, "log"))
+	all := strings.SplitAfter(string(text), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "")
 }
 
 // Do runs a command on this server; an error fails the test.
