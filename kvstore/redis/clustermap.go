@@ -134,15 +134,23 @@ func (o *ownSlots) move(parts []string, addrs map[string]string) {
 // know its own address is where it was asked.
 func nodeAddr(text, from string, myself bool) string {
 	addr, _, _ := strings.Cut(text, "@")
-	if strings.HasPrefix(addr, ":") {
-		if !myself {
-			return ""
-		}
-		host, _, _ := net.SplitHostPort(from)
-		addr = net.JoinHostPort(host, addr[1:])
+	if strings.LastIndexByte(addr, ':') == 0 && !myself {
+		return ""
 	}
-	if i := strings.LastIndexByte(addr, ':'); i > 0 && strings.Count(addr, ":") > 1 && addr[0] != '[' {
-		addr = "[" + addr[:i] + "]" + addr[i:]
+	return hostPort(addr, from)
+}
+
+// hostPort makes an address as Redis writes it, "host:port" with IPv6 without brackets, one to
+// dial. Without a host, or with "?" (cluster-preferred-endpoint-type), the host is that of
+// the node that told it, from.
+func hostPort(addr, from string) string {
+	i := strings.LastIndexByte(addr, ':')
+	if i < 0 || addr[0] == '[' {
+		return addr
 	}
-	return addr
+	host, port := addr[:i], addr[i+1:]
+	if host == "" || host == "?" {
+		host, _, _ = net.SplitHostPort(from)
+	}
+	return net.JoinHostPort(host, port)
 }

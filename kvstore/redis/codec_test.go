@@ -79,6 +79,17 @@ func TestReadClusterNodes(t *testing.T) {
 	}
 }
 
+func TestHostPort(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.0.0.1:7000": "10.0.0.1:7000", "host:7000": "host:7000", ":7000": "[fe80::9]:7000", "?:7000": "[fe80::9]:7000",
+		"::1:7000": "[::1]:7000", "2001:db8::1:7000": "[2001:db8::1]:7000", "[::1]:7000": "[::1]:7000", "nothing": "nothing",
+	} {
+		if got := hostPort(addr, "[fe80::9]:1"); got != want {
+			t.Errorf("%q is %q, want %q", addr, got, want)
+		}
+	}
+}
+
 // FuzzParseReply: no bytes lead to a panic, a reply is never longer than its bytes,
 // and it is the same however it arrives.
 func FuzzParseReply(f *testing.F) {

@@ -86,10 +86,7 @@ func (s *Store) redirected(from *node, line []byte) (to *node, asking bool) {
 	if !ok || s.cfg.Mode != Cluster {
 		return from, false
 	}
-	if strings.HasPrefix(addr, ":") { // a node that does not know its own address
-		host, _, _ := net.SplitHostPort(from.addr)
-		addr = net.JoinHostPort(host, addr[1:])
-	}
+	addr = hostPort(addr, from.addr)
 	if known, ok := s.aliases.Load(addr); ok {
 		addr = known.(string)
 	}

@@ -220,7 +220,7 @@ func (f *full) end() {
 func TestFullByHand(t *testing.T) {
 	rig.RequireLoop(t)
 	rig.Require(t, "fstrim")
-	r := rig.New(t, 3*time.Minute)
+	r := rig.New(t, 6*time.Minute)
 	srv := r.Memcached(64)
 	r.Create(srv.URL(), "disk", "1G")
 	m := r.Mount(srv.URL())

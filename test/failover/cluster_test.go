@@ -135,3 +135,49 @@ func TestClusterPausedMaster(t *testing.T) {
 		wantBlock(t, ch, n, block(n+3000))
 	}
 }
+
+// TestClusterAddresses: where a key is, and where a slot went, is followed however the nodes
+// name each other: by IPv6, which Redis writes without brackets, and by name.
+func TestClusterAddresses(t *testing.T) {
+	t.Parallel()
+	for name, opt := range map[string]func(testing.TB) redistest.Option{
+		"IPv6": redistest.IPv6,
+		"names": func(testing.TB) redistest.Option {
+			return redistest.Args("--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := redistest.Cluster(t, 2, 0, opt(t))
+			s := openStore(t, redis.Config{Mode: redis.Cluster, Servers: c.Addrs()[:1]})
+			ch := channelOf(t, s)
+			want(t, do1(t, ch, write(1, kvstore.Absent, block(1))), nil)
+			slot := int(c.Servers[0].Do("CLUSTER", "KEYSLOT", blockKey(key(1))).(int64))
+			from, to := c.Servers[0], c.Servers[1]
+			if slot >= 16384/2 {
+				from, to = to, from
+			}
+			c.HalfMove(from, to, slot)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			use := func(was, is uint64) {
+				t.Helper()
+				r, w := read(1), write(1, kvstore.Present, block(is))
+				ch.Do(ctx, []*kvstore.Op{r})
+				want(t, r.Err, nil)
+				if string(r.Data) != string(block(was)) {
+					t.Fatalf("not what was written in round %d", was)
+				}
+				ch.Do(ctx, []*kvstore.Op{w})
+				want(t, w.Err, nil)
+				want(t, ch.Flush(ctx, testLayer), nil)
+			}
+			use(1, 2) // by ASK
+			c.Move(from, to, slot, 1)
+			use(2, 3) // by MOVED
+			if n, err := to.Client.Exists(ctx, blockKey(key(1))).Result(); n != 1 || err != nil {
+				t.Errorf("the block is not on the slot's new node: %d, %v", n, err)
+			}
+		})
+	}
+}

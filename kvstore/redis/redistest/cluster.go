@@ -47,7 +47,7 @@ func Cluster(t testing.TB, masters, replicas int, opts ...Option) *ClusterNodes 
 			s.Do("CLUSTER", "ADDSLOTSRANGE", i*slots/masters, (i+1)*slots/masters-1)
 		}
 		if i > 0 {
-			s.Do("CLUSTER", "MEET", "127.0.0.1", first.Port())
+			s.Do("CLUSTER", "MEET", first.Host(), first.Port())
 		}
 	}
 	c.wait(len(c.Servers))
@@ -143,7 +143,7 @@ func (c *ClusterNodes) AddMaster(replicas int) *Server {
 		c.start()
 	}
 	for _, s := range c.Servers[known:] {
-		s.Do("CLUSTER", "MEET", "127.0.0.1", c.Servers[0].Port())
+		s.Do("CLUSTER", "MEET", c.Servers[0].Host(), c.Servers[0].Port())
 	}
 	c.wait(known + 1 + replicas)
 	for _, s := range c.Servers[known+1:] {
@@ -203,7 +203,7 @@ func (c *ClusterNodes) migrate(from, to *Server, slot int) {
 		if len(keys) == 0 {
 			return
 		}
-		args := []any{"MIGRATE", "127.0.0.1", to.Port(), "", 0, 10000, "KEYS"}
+		args := []any{"MIGRATE", to.Host(), to.Port(), "", 0, 10000, "KEYS"}
 		for _, k := range keys {
 			args = append(args, k)
 		}

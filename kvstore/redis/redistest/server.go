@@ -37,6 +37,7 @@ type Server struct {
 
 type config struct {
 	tcp      bool
+	host     string
 	megs     int
 	policy   string
 	sentinel bool
@@ -48,6 +49,17 @@ type Option func(*config)
 
 // TCP lets the server listen on a free port of 127.0.0.1 and not on a socket.
 func TCP() Option { return func(c *config) { c.tcp = true } }
+
+// IPv6 is TCP on ::1. Where the machine has no such address the test is skipped.
+func IPv6(t testing.TB) Option {
+	t.Helper()
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skipf("no IPv6 on this machine: %v", err)
+	}
+	_ = l.Close()
+	return func(c *config) { c.tcp, c.host = true, "::1" }
+}
 
 // MemoryMB sets maxmemory; the default is 256.
 func MemoryMB(n int) Option { return func(c *config) { c.megs = n } }
@@ -79,7 +91,7 @@ func Binary(t testing.TB) string {
 func Start(t testing.TB, opts ...Option) *Server {
 	t.Helper()
 	bin := Binary(t)
-	c := config{megs: 256, policy: "noeviction"}
+	c := config{megs: 256, policy: "noeviction", host: "127.0.0.1"}
 	for _, o := range opts {
 		o(&c)
 	}
@@ -102,8 +114,8 @@ func Start(t testing.TB, opts ...Option) *Server {
 	options := &goredis.Options{Protocol: 2, DisableIdentity: true}
 	if c.tcp {
 		port := storetest.FreePort(t, 10000)
-		s.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-		s.args = append(s.args, "--bind", "127.0.0.1", "--port", strconv.Itoa(port))
+		s.addr = net.JoinHostPort(c.host, strconv.Itoa(port))
+		s.args = append(s.args, "--bind", c.host, "--port", strconv.Itoa(port))
 	} else {
 		s.addr = filepath.Join(dir, "s")
 		s.args = append(s.args, "--port", "0", "--unixsocket", s.addr)
@@ -127,6 +139,9 @@ func Start(t testing.TB, opts ...Option) *Server {
 
 // Addr is the socket's path, or host:port.
 func (s *Server) Addr() string { return s.addr }
+
+// Host of a server on TCP.
+func (s *Server) Host() string { h, _, _ := net.SplitHostPort(s.addr); return h }
 
 // Port of a server on TCP.
 func (s *Server) Port() string { _, p, _ := net.SplitHostPort(s.addr); return p }
