@@ -86,9 +86,9 @@ func (c *conn) wantsWrite() bool {
 	return c.state == dialing || c.state == ready && (c.queue.Len() > 0 && !c.held() || c.unsent < len(c.vectors))
 }
 
-// held says that the next request is a change and must wait: see wire.Holds.
+// held says that the next request must wait: see wire.Holds.
 func (c *conn) held() bool {
-	return c.server.holds.Any() && c.queue.Len() > 0 && c.queue.Front().writes()
+	return c.server.holds.Any() && c.queue.Len() > 0 && c.server.holds.Holds(c.queue.Front().writes())
 }
 
 // advance does what can be done without waiting. Errors end in drop.

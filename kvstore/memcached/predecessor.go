@@ -151,7 +151,7 @@ type legacy struct {
 	count int
 }
 
-// awaitPredecessors keeps changes from the servers until they are done with the
+// awaitPredecessors keeps requests from the servers until they are done with the
 // connections of processes that were killed. It returns at once.
 func (s *Store) awaitPredecessors() {
 	if s.trace.dir == "" {
@@ -187,7 +187,7 @@ func (s *Store) awaitPredecessors() {
 	}
 	for srv, l := range left {
 		e := srv.awaitLegacy(l)
-		srv.holds.Until(srv.helpers, e)
+		srv.holds.UntilAll(srv.helpers, e)
 		over = append(over, e)
 	}
 	s.helpers.Go(func(ctx context.Context) {
@@ -246,7 +246,7 @@ const legacyLimit = time.Second
 // awaitLegacy begins to wait until the server is done with a dead process's
 // connections.
 func (s *server) awaitLegacy(l *legacy) *wire.Drain {
-	s.store.cfg.Log("memcached %s: a process of this machine was killed with %d connections open; changes wait until the server has dropped them", s.addr, l.count)
+	s.store.cfg.Log("memcached %s: a process of this machine was killed with %d connections open; requests wait until the server has dropped them", s.addr, l.count)
 	if s.where.Network != "unix" {
 		return s.exorcise(l.ports)
 	}

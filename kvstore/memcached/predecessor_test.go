@@ -91,9 +91,9 @@ func TestTraceIsLocked(t *testing.T) {
 	}
 }
 
-// TestSuccessorWaits: while a server still has a connection of a dead process no
-// change is sent to it, and reads are; when it has dropped it changes go on, and the
-// list is gone.
+// TestSuccessorWaits: while a server still has a connection of a dead process nothing
+// is sent to it, not even a read: a later one could find what the dead process had sent.
+// When it has dropped it requests go on, and the list is gone.
 func TestSuccessorWaits(t *testing.T) {
 	for _, network := range []string{"unix", "tcp"} {
 		t.Run(network, func(t *testing.T) {
@@ -125,17 +125,18 @@ func TestSuccessorWaits(t *testing.T) {
 			want(t, s.Control().Add(bg(t), 0, name, value), nil)
 			want(t, s.Join(p), nil)
 			ch := channelOf(t, s)
-			r := read(1)
-			want(t, do1(t, ch, r), kvstore.ErrAbsent)
-			ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
-			defer cancel()
-			w := write(1, kvstore.Any, block(1))
-			ch.Do(ctx, []*kvstore.Op{w})
-			want(t, w.Err, kvstore.ErrTimeout)
+			r, w := read(1), write(1, kvstore.Any, block(1))
+			for _, op := range []*kvstore.Op{r, w} {
+				ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+				ch.Do(ctx, []*kvstore.Op{op})
+				cancel()
+				want(t, op.Err, kvstore.ErrTimeout)
+			}
 			if !s.Haunted(w.Key) {
 				t.Error("the store says that nothing of the dead process can come late")
 			}
 			unix.Close(fd)
+			want(t, do1(t, ch, read(1)), kvstore.ErrAbsent)
 			want(t, do1(t, ch, write(1, kvstore.Any, block(2))), nil)
 			if s.Haunted(w.Key) {
 				t.Error("the store says that something can come late after a later write")

@@ -80,9 +80,9 @@ func (c *conn) wantsWrite() bool {
 	return c.state == ready && (len(c.unsent) > 0 || c.link.unsent() || c.queue.Len() > 0 && !c.held() && c.restUntil.IsZero())
 }
 
-// held says that the next request is a change and must wait: see wire.Holds.
+// held says that the next request must wait: see wire.Holds.
 func (c *conn) held() bool {
-	return c.node.holds.Any() && c.queue.Len() > 0 && c.queue.Front().writes()
+	return c.node.holds.Any() && c.queue.Len() > 0 && c.node.holds.Holds(c.queue.Front().writes())
 }
 
 // advance does what can be done without waiting. Errors end in drop.

@@ -35,7 +35,7 @@ func TestIsDead(t *testing.T) {
 }
 
 // TestPredecessor: a connection of a process that was killed is still listed by the
-// server. The first change of a successor comes after it is gone.
+// server. The first request of a successor, be it a read, comes after it is gone.
 func TestPredecessor(t *testing.T) {
 	gone := exec.Command("true")
 	want(t, gone.Run(), nil)
@@ -46,9 +46,9 @@ func TestPredecessor(t *testing.T) {
 	want(t, left.ClientSetName(ctx, fmt.Sprintf("%s%d-55-abc", family(), gone.Process.Pid)).Err(), nil)
 	s := open(t, Config{}, server)
 	ch := channelOf(t, s)
-	want(t, do1(t, ch, write(1, kvstore.Any, block(1))), nil)
+	want(t, do1(t, ch, read(1)), kvstore.ErrAbsent)
 	if list := server.Do("CLIENT", "LIST").(string); strings.Contains(list, "-55-abc") {
-		t.Errorf("written while the server still has the connection:\n%s", list)
+		t.Errorf("read while the server still has the connection:\n%s", list)
 	}
 	if err := left.Ping(ctx).Err(); err == nil {
 		t.Error("the dead process's connection lives")

@@ -303,7 +303,7 @@ func (s *Store) Join(p kvstore.Placement) error {
 		return fmt.Errorf("joined already: %w", kvstore.ErrInvalid)
 	}
 	for _, n := range *s.nodes.Load() {
-		n.holds.Until(s.helpers, n.drainDead())
+		n.holds.UntilAll(s.helpers, n.drainDead())
 	}
 	return nil
 }

@@ -116,21 +116,37 @@ func StartDrain(h *Helpers, asked func(context.Context) (has, answered bool), un
 	})
 }
 
-// Holds keeps changes from a server: requests were given up, so their blocks are
-// free for other channels, and what the server still executes of them must come
-// before anything newer.
-type Holds struct{ n atomic.Int32 }
+// Holds keeps requests from a server while it may still execute something older:
+//
+//   - changes, after requests of this process were given up: their blocks are free for
+//     other channels, and what is left of them must come before anything newer;
+//   - reads as well, after another process of this machine was killed. What it was not
+//     answered happened or did not; who has read what a block was before must not read
+//     later that it happened after all, as no disk does that after a crash.
+type Holds struct{ changes, all atomic.Int32 }
 
 // Any says whether changes must wait.
-func (h *Holds) Any() bool { return h.n.Load() != 0 }
+func (h *Holds) Any() bool { return h.changes.Load() != 0 }
+
+// Holds says whether a request must wait, which writes or does not.
+func (h *Holds) Holds(writes bool) bool {
+	return h.changes.Load() != 0 && (writes || h.all.Load() != 0)
+}
 
 // Until holds all changes until the drain is over.
-func (h *Holds) Until(g *Helpers, d *Drain) {
+func (h *Holds) Until(g *Helpers, d *Drain) { h.until(g, d, 0) }
+
+// UntilAll holds everything until the drain is over.
+func (h *Holds) UntilAll(g *Helpers, d *Drain) { h.until(g, d, 1) }
+
+func (h *Holds) until(g *Helpers, d *Drain, all int32) {
 	g.held.Add(1)
-	h.n.Add(1)
+	h.all.Add(all)
+	h.changes.Add(1)
 	g.Go(func(context.Context) {
 		<-d.Over()
-		h.n.Add(-1)
+		h.changes.Add(-1)
+		h.all.Add(-all)
 		g.held.Add(-1)
 	})
 }
