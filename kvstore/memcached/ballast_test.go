@@ -28,3 +28,28 @@ func TestBallastComesBack(t *testing.T) {
 		t.Fatal("the ballast item was not added again", ctx.Err())
 	}
 }
+
+// TestRefusedRefill: an item that should come back after a discard, and was refused or met
+// the end of its connection, is still known to be missing.
+func TestRefusedRefill(t *testing.T) {
+	srv := &server{}
+	for name, end := range map[string]func(*request){
+		"refused": func(r *request) {
+			_, done, _, err := r.accept([]byte("SERVER_ERROR out of memory storing object\r\n"), []*request{r})
+			if !done || err != nil {
+				t.Fatal(done, err)
+			}
+		},
+		"given up": func(r *request) { (&channel{pending: 1}).complete(r, kvstore.ErrUnreachable) },
+	} {
+		srv.ballastLost(7)
+		i, ok := srv.missingBallast() // as refill does
+		if !ok || i != 7 {
+			t.Fatal(i, ok)
+		}
+		end(&request{step: stepBallast, server: srv, tries: uint8(i)})
+		if srv.ballast.missing.Load() != 1 {
+			t.Errorf("%s: the item is taken for one that is there", name)
+		}
+	}
+}

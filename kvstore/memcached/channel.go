@@ -152,6 +152,9 @@ func (ch *channel) queue(c *conn, r *request) {
 func (ch *channel) complete(r *request, err error) {
 	ch.pending--
 	if r.op == nil {
+		if r.step == stepBallast && err != nil {
+			r.server.ballastLost(int(r.ballastNumber()))
+		}
 		if r.step == stepSentinel && err != nil && !errors.Is(ch.flushErr, kvstore.ErrServerLost) {
 			ch.flushErr = &kvstore.OpError{Op: "flush", Server: r.server.addr, Err: err}
 		}

@@ -209,8 +209,12 @@ func (r *request) accept(buf []byte, group []*request) (n int, done bool, result
 	if !ok {
 		return 0, false, nil, errMalformed
 	}
-	if r.step == stepBallast && rep.kind != replyFull {
-		r.server.ballastBack(int(r.ballastNumber()))
+	if r.step == stepBallast {
+		if rep.kind == replyFull {
+			r.server.ballastLost(int(r.ballastNumber()))
+		} else {
+			r.server.ballastBack(int(r.ballastNumber()))
+		}
 	}
 	return n, nx == nextDone, result, nil
 }

@@ -61,6 +61,9 @@ func (v *Volume) closeLocked(ctx context.Context) error {
 		}
 		v.writable.Store(false)
 	}
+	if l := v.lease.Load(); err != nil && l != nil {
+		l.Abandon() // one that could not be released runs out
+	}
 	v.endReading(ctx)
 	closed = true
 	v.refs = 0

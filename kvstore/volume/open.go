@@ -226,7 +226,7 @@ func (s *Set) settleForReading(ctx context.Context, v *Volume) error {
 	if err != nil {
 		return err
 	}
-	return w.closeLocked(ctx)
+	return w.closeLocked(context.WithoutCancel(ctx)) // or it would stay open, and nobody's
 }
 
 // leftHere says whether there is local state that must be stored before anybody
@@ -284,10 +284,11 @@ func (v *Volume) startWriting(ctx context.Context, fits func(pool.Volume) error)
 	if err != nil {
 		return err
 	}
+	resumed := left && lease.ID() == old.holder && lease.Generation() == old.generation
 	defer func() {
 		switch {
 		case opened:
-		case left:
+		case resumed: // else it has nothing to be kept for
 			s.keepLease(v.uuid, lease)
 		case share != nil:
 			lease.Abandon() // nothing was written
@@ -305,7 +306,6 @@ func (v *Volume) startWriting(ctx context.Context, fits func(pool.Volume) error)
 	if err != nil {
 		return err
 	}
-	resumed := left && lease.ID() == old.holder && lease.Generation() == old.generation
 	if left && !resumed {
 		s.logf("volume %s: somebody else wrote to it since this machine crashed; what was not flushed then is dropped", v.name)
 	}

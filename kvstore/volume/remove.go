@@ -49,13 +49,14 @@ func (s *Set) Remove(ctx context.Context, name string, progress func(done, total
 	if err != nil {
 		return err
 	}
+	resumed := left && lease.ID() == head.holder && lease.Generation() == head.generation
 	if rec, err = s.pool.Update(ctx, name, func(r *pool.Volume) error {
 		r.State = pool.Removing
 		return nil
 	}); err == nil && rec.MapHeight > 0 {
 		err = s.withChannel(ctx, func(ch kvstore.Channel) error {
 			d := &removal{set: s, rec: rec, ch: ch, fence: lease.Fence(), progress: progress}
-			if left && lease.ID() == head.holder && lease.Generation() == head.generation {
+			if resumed {
 				d.left = sf
 			}
 			return d.run(ctx)
@@ -63,7 +64,7 @@ func (s *Set) Remove(ctx context.Context, name string, progress func(done, total
 	} else if err == nil && progress != nil {
 		progress(1, 1)
 	}
-	if err != nil && left {
+	if err != nil && resumed {
 		// As after a recovery that failed: what the crash left stays valid.
 		s.keepLease(uuid, lease)
 	} else {

@@ -35,7 +35,8 @@ func (s *Set) Resize(ctx context.Context, name string, size int64, allowShrink b
 		}
 		return nil
 	}
-	if size == rec.Size {
+	// The record may be ahead of the open volume: an earlier try failed behind it.
+	if v := s.opened(name); size == rec.Size && (v == nil || v.Size() == size) {
 		return nil
 	}
 	if err := fits(rec.Size); err != nil {
@@ -56,7 +57,8 @@ func (s *Set) Resize(ctx context.Context, name string, size int64, allowShrink b
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, v.closeLocked(ctx)) }()
+	// Also when who asked has hung up, or it would stay open, and nobody's.
+	defer func() { err = errors.Join(err, v.closeLocked(context.WithoutCancel(ctx))) }()
 	if err := fits(v.Size()); err != nil { // nobody asked, as a crash had left something
 		return err
 	}

@@ -10,6 +10,9 @@ import (
 // settleRead looks at the result of a plain read, or of a verification.
 func (w *Worker) settleRead(ctx context.Context, s *slot, err error) {
 	v := s.job.vol
+	if m := v.m.Load(); s.job.m != nil && m != nil {
+		s.job.m = m // opened for writing since the request came; w is inside v.use
+	}
 	switch {
 	case err == nil && s.job.m != nil && !s.job.m.present(s.lba):
 		// Discarded since we asked. What came may be of a write that is not answered
