@@ -216,3 +216,37 @@ func TestReadAcrossUpgrade(t *testing.T) {
 	must(t, v.Close(ctx))
 	must(t, v.Close(ctx))
 }
+
+// fencedOnce answers the first batch as if the lease had run out.
+type fencedOnce struct {
+	kvstore.Channel
+	batches int
+}
+
+func (c *fencedOnce) Do(ctx context.Context, ops []*kvstore.Op) {
+	if c.batches++; c.batches > 1 {
+		c.Channel.Do(ctx, ops)
+		return
+	}
+	for _, op := range ops {
+		op.Err = kvstore.ErrFenced
+	}
+}
+
+// TestRemovalOutlivesALateRenewal: the lease is renewed late while keys are deleted; the
+// removal waits for it and goes on.
+func TestRemovalOutlivesALateRenewal(t *testing.T) {
+	r := newRig(t, "mem")
+	r.create("v", 10*kvstore.BlockSize)
+	v := r.open("v")
+	must(t, r.set.withChannel(ctx, func(ch kvstore.Channel) error {
+		once := &fencedOnce{Channel: ch}
+		d := &removal{set: r.set, ch: once, lease: v.lease.Load()}
+		d.ops = []kvstore.Op{{Code: kvstore.Discard, Key: kvstore.Key{Layer: v.layer, Number: 3}, Count: 1, Fence: v.fence.Load()}}
+		if err := d.send(ctx); err != nil || once.batches != 2 || d.done != 1 {
+			t.Errorf("%v after %d batches, %d deleted", err, once.batches, d.done)
+		}
+		return nil
+	}))
+	must(t, v.Close(ctx))
+}

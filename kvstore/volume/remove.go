@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/kvbfs/kvbfs/kvstore"
@@ -55,7 +56,7 @@ func (s *Set) Remove(ctx context.Context, name string, progress func(done, total
 		return nil
 	}); err == nil && rec.MapHeight > 0 {
 		err = s.withChannel(ctx, func(ch kvstore.Channel) error {
-			d := &removal{set: s, rec: rec, ch: ch, fence: lease.Fence(), progress: progress}
+			d := &removal{set: s, rec: rec, ch: ch, lease: lease, progress: progress}
 			if resumed {
 				d.left = sf
 			}
@@ -102,7 +103,7 @@ type removal struct {
 	rec      pool.Volume
 	left     *stateFile // of a crash, if it is still valid
 	ch       kvstore.Channel
-	fence    *kvstore.Fence
+	lease    *pool.Lease
 	progress func(done, total int64)
 
 	ops         []kvstore.Op
@@ -171,7 +172,7 @@ func (d *removal) addLeft(m *presence) error {
 }
 
 func (d *removal) add(ctx context.Context, key kvstore.Key) error {
-	d.ops = append(d.ops, kvstore.Op{Code: kvstore.Discard, Key: key, Count: 1, Fence: d.fence})
+	d.ops = append(d.ops, kvstore.Op{Code: kvstore.Discard, Key: key, Count: 1, Fence: d.lease.Fence()})
 	if len(d.ops) < removeBatch {
 		return nil
 	}
@@ -186,7 +187,16 @@ func (d *removal) send(ctx context.Context) error {
 	for i := range d.ops {
 		batch[i] = &d.ops[i]
 	}
-	d.ch.Do(ctx, batch)
+	for {
+		d.ch.Do(ctx, batch)
+		if !slices.ContainsFunc(d.ops, func(op kvstore.Op) bool { return errors.Is(op.Err, kvstore.ErrFenced) }) {
+			break
+		}
+		// Renewed late. The same again: discarding twice is discarding.
+		if err := d.lease.Wait(ctx); err != nil {
+			return err
+		}
+	}
 	for i := range d.ops {
 		if err := d.ops[i].Err; err != nil {
 			return err

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"github.com/kvbfs/kvbfs/kvstore"
 )
@@ -118,7 +119,7 @@ func lostError(err error) bool {
 // stalePage says whether a page is not the one that was stored last.
 func (j *scrubJob) stalePage(m *presence, id pageID, data []byte) bool {
 	ver, err := parsePage(data, j.v.layer, id)
-	return err != nil || id.level == 0 && !testBit(m.dirty, id.n) && ver.sequence != m.seq[id.n]
+	return err != nil || id.level == 0 && !testBit(m.dirty, id.n) && ver.sequence != atomic.LoadUint64(&m.seq[id.n])
 }
 
 // mendPage looks again at a page while nobody stores pages, stores it if it
