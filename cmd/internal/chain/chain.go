@@ -43,6 +43,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
@@ -240,25 +241,46 @@ func resolve(at string) (string, error) {
 type undo struct {
 	what string
 	do   func(context.Context) error
+	// carried: what was made before carries it and stays while it is there.
+	carried bool
 }
 
 // onFailure remembers how to take something back. It is registered before the
 // thing is made, so do must accept that it is not there.
 func (c *Chain) onFailure(what string, do func(context.Context) error) {
-	c.undos = append(c.undos, undo{what, do})
+	c.undos = append(c.undos, undo{what, do, true})
 }
 
-// rollback takes everything back, the last first. It goes on after an error:
-// what can be undone is. It reports whether all was.
-func (c *Chain) rollback(ctx context.Context) (clean bool) {
-	clean = true
-	for _, u := range slices.Backward(c.undos) {
+// onFailureAlone is onFailure for what the rest does not carry: that is taken back
+// even if this cannot be.
+func (c *Chain) onFailureAlone(what string, do func(context.Context) error) {
+	c.undos = append(c.undos, undo{what, do, false})
+}
+
+// rollback takes everything back, the last first. It stops where something stays
+// that the rest carries: below a file system that is still mounted nothing is wiped,
+// detached or removed. It reports whether all was taken back.
+func (c *Chain) rollback(ctx context.Context, name string) (clean bool) {
+	undos := c.undos
+	c.undos, clean = nil, true
+	for i, u := range slices.Backward(undos) {
 		c.Progress("undo: %s", u.what)
-		if err := u.do(ctx); err != nil {
-			clean = false
-			c.Notice("could not undo: %s: %v", u.what, err)
+		err := u.do(ctx)
+		if err == nil {
+			continue
 		}
+		clean = false
+		if !u.carried || i == 0 {
+			c.Notice("could not undo: %s: %v; see to that and run `kvbfs down %s`", u.what, err, name)
+			continue
+		}
+		var rest []string
+		for _, below := range slices.Backward(undos[:i]) {
+			rest = append(rest, below.what)
+		}
+		c.Notice("could not undo: %s: %v; so this is not done either: %s. End what uses it and run `kvbfs down %s`",
+			u.what, err, strings.Join(rest, ", "), name)
+		return false
 	}
-	c.undos = nil
 	return clean
 }

@@ -49,12 +49,30 @@ func removeDirs(made []string) {
 	}
 }
 
-// unmountIf unmounts a mount point if source is what is mounted there.
+// unmountIf unmounts a mount point if source is what is mounted there. It fails if
+// source stays mounted somewhere.
 func (c *Chain) unmountIf(ctx context.Context, at, source string) error {
-	if m, ok := losetup.MountAt(c.sys.Table(), at); !ok || m.Source != source {
-		return nil
+	if m, ok := losetup.MountAt(c.sys.Table(), at); ok && m.Source == source {
+		if err := c.sys.Unmount(ctx, at, false); err != nil {
+			return err
+		}
 	}
-	return c.sys.Unmount(ctx, at, false)
+	return c.unmounted(source)
+}
+
+// unmounted refuses a device that is mounted, here or in another mount namespace.
+func (c *Chain) unmounted(device string) error {
+	for _, m := range c.sys.Table() {
+		if m.Source == device {
+			return fmt.Errorf("%s is still mounted on %s", device, m.Point)
+		}
+	}
+	for _, u := range c.sys.DeviceUsers(device) {
+		if strings.HasPrefix(u, "mounted on ") {
+			return fmt.Errorf("%s is still %s", device, u)
+		}
+	}
+	return nil
 }
 
 // detachIf detaches a device if it still is of that image.

@@ -116,7 +116,7 @@ func (c *Chain) complete(res Result, f *found) Result {
 
 // takeBack undoes this run and leaves the record that fits what remains.
 func (c *Chain) takeBack(ctx context.Context, name string, f *found) (clean bool) {
-	clean = c.rollback(ctx)
+	clean = c.rollback(ctx, name)
 	var err error
 	switch before := f.record; {
 	case !clean:
@@ -324,7 +324,12 @@ func (c *Chain) filesystem(ctx context.Context, req Request, on string, rec *rec
 	}
 	c.Progress("making %s on %s", name, on)
 	if !res.CreatedVolume {
-		c.onFailure("empty volume "+req.Name+" again", func(ctx context.Context) error { return c.wipe(ctx, on, rec) })
+		c.onFailureAlone("empty volume "+req.Name+" again", func(ctx context.Context) error {
+			if err := c.unmounted(on); err != nil {
+				return err
+			}
+			return c.wipe(ctx, on, rec)
+		})
 	}
 	size, err := c.sys.ImageSize(ctx, image)
 	if err != nil {
