@@ -34,6 +34,7 @@ type fake struct {
 	broken   map[string]bool // devices that answer EIO
 	volumes  map[string][]byte
 	sizes    map[string]int64
+	created  map[string]uint64   // how often a volume of that name was made
 	users    map[string][]string // of mount points and devices
 	procs    map[int]bool
 	later    []string // devices that go with their last user
@@ -52,7 +53,7 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{dead: map[string]bool{}, looked: map[string]int{}, broken: map[string]bool{}, volumes: map[string][]byte{}, sizes: map[string]int64{},
+	return &fake{dead: map[string]bool{}, looked: map[string]int{}, broken: map[string]bool{}, volumes: map[string][]byte{}, sizes: map[string]int64{}, created: map[string]uint64{},
 		users: map[string][]string{}, procs: map[int]bool{}, held: -1, provisions: syscall.EOPNOTSUPP}
 }
 
@@ -66,7 +67,7 @@ func (f *fake) op(effect func() error) error {
 	if err := effect(); err != nil {
 		return err
 	}
-	if fails {
+	if fails && f.failAt != 0 {
 		if f.cancel != nil {
 			f.cancel()
 		}
@@ -119,6 +120,11 @@ func (f *fake) ImageSize(_ context.Context, image string) (int64, error) {
 		return 0, os.ErrNotExist
 	}
 	return size, nil
+}
+
+func (f *fake) ImageID(ctx context.Context, image string) (uint64, error) {
+	_, err := f.ImageSize(ctx, image)
+	return f.created[filepath.Base(image)] + 1, err
 }
 
 func (f *fake) Read(_ context.Context, path string, n int) ([]byte, error) {
@@ -225,9 +231,15 @@ func (f *fake) Kvbfs(_ context.Context, store string, args ...string) error {
 	return f.op(func() error {
 		switch strings.Join(args[:min(2, len(args))], " ") {
 		case "volume create":
-			f.volumes[args[3]] = make([]byte, probeSize)
+			if f.calls == f.failAt && f.after {
+				if f.cancel == nil {
+					return errInjected // one that fails makes nothing
+				}
+				f.cancel() // one that is interrupted comes to its end
+				f.failAt = 0
+			}
+			f.create(args[3])
 			_, err := fmt.Sscanf(args[2], "--size=%d", new(int64))
-			f.sizes[args[3]] = DefaultSize
 			return err
 		case "volume rm":
 			delete(f.volumes, args[3])
@@ -249,6 +261,12 @@ func (f *fake) Kvbfs(_ context.Context, store string, args ...string) error {
 		}
 		return fmt.Errorf("kvbfs %v is not known", args)
 	})
+}
+
+// create makes an empty volume.
+func (f *fake) create(name string) {
+	f.volumes[name], f.sizes[name] = make([]byte, probeSize), DefaultSize
+	f.created[name]++
 }
 
 // serve starts a daemon.

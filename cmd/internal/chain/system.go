@@ -30,6 +30,8 @@ type system interface {
 	// Probe asks a mount for a sign of life: fusefs.Unserved tells of the error if it is dead.
 	Probe(ctx context.Context, dir string) error
 	ImageSize(ctx context.Context, image string) (int64, error)
+	// ImageID tells the volumes apart that have one name after another.
+	ImageID(ctx context.Context, image string) (uint64, error)
 	// Read returns the first n bytes of a device or image; Wipe zeroes them.
 	Read(ctx context.Context, path string, n int) ([]byte, error)
 	Wipe(ctx context.Context, path string, n int) error
@@ -105,6 +107,17 @@ func (m *machine) DetachLater(d losetup.Device) error                 { return l
 
 func (m *machine) ImageSize(ctx context.Context, image string) (int64, error) {
 	return imageSize(ctx, image)
+}
+
+// ImageID is the inode number, which a mount makes of the volume's UUID.
+func (m *machine) ImageID(ctx context.Context, image string) (uint64, error) {
+	return bounded(ctx, image, func() (uint64, error) {
+		var st unix.Stat_t
+		if err := unix.Lstat(image, &st); err != nil {
+			return 0, &os.PathError{Op: "lstat", Path: image, Err: err}
+		}
+		return st.Ino, nil
+	})
 }
 
 // lettingGo is what a call has to come back when it was interrupted, before it is

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -222,52 +221,6 @@ func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *reco
 		return c.stopLocked(ctx, rec.Name, rec.Store, rec.Dir, new(Result))
 	})
 	return c.sys.Kvbfs(ctx, req.Store, slices.Concat([]string{"mount", rec.Dir}, texts(req.MountFlags), req.dangerous())...)
-}
-
-// appearTime is how long a volume may take to show up in the mount: the kernel
-// may remember for a moment that there was none.
-const appearTime = 5 * time.Second
-
-// volume creates the volume if there is none.
-func (c *Chain) volume(ctx context.Context, req Request, image string, res *Result) error {
-	size, err := c.sys.ImageSize(ctx, image)
-	if err == nil {
-		if req.Size != 0 && req.Size != size {
-			return fmt.Errorf("volume %s has %s, not %s: `kvbfs volume resize` changes it", req.Name, formatSize(size), formatSize(req.Size))
-		}
-		return nil
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	want := req.Size
-	if want == 0 {
-		want = DefaultSize
-	}
-	c.Progress("creating volume %s of %s", req.Name, formatSize(want))
-	c.onFailure("remove volume "+req.Name, func(ctx context.Context) error {
-		if _, err := c.sys.ImageSize(ctx, image); errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		return c.sys.Kvbfs(ctx, req.Store, "volume", "rm", "--yes", req.Name)
-	})
-	create := []string{"volume", "create", "--size=" + strconv.FormatInt(want, 10), req.Name}
-	if err := c.sys.Kvbfs(ctx, req.Store, append(create, req.dangerous()...)...); err != nil {
-		return err
-	}
-	res.CreatedVolume = true
-	for start := time.Now(); ; {
-		_, err := c.sys.ImageSize(ctx, image)
-		if !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		if time.Since(start) > appearTime {
-			return fmt.Errorf("volume %s was created, but %s does not show it (is it mounted with --only?)", req.Name, filepath.Dir(image))
-		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			return err
-		}
-	}
 }
 
 // attach makes the device.
