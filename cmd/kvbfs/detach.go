@@ -20,7 +20,7 @@ func (c *detachCmd) Help() string {
 }
 
 func (c *detachCmd) Run(g *globals) error {
-	device, err := chain.FindDevice(c.Name, c.Dir, c.Store)
+	device, err := chain.FindDevice(g.ctx, c.Name, c.Dir, c.Store)
 	if err != nil {
 		return chainError(err)
 	}

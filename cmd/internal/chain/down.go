@@ -41,7 +41,7 @@ func (c *Chain) Down(ctx context.Context, name, at string) (res Result, err erro
 		return res, err
 	}
 	if rec == nil {
-		if rec, err = c.byHand(name); err != nil {
+		if rec, err = c.byHand(ctx, name); err != nil {
 			return res, err
 		}
 	}
@@ -73,7 +73,7 @@ func (c *Chain) Down(ctx context.Context, name, at string) (res Result, err erro
 
 // byHand makes a record of a volume that was attached without Up, nil if it is
 // not attached at all.
-func (c *Chain) byHand(name string) (*record, error) {
+func (c *Chain) byHand(ctx context.Context, name string) (*record, error) {
 	devices, err := c.sys.Devices()
 	if err != nil {
 		return nil, err
@@ -82,11 +82,10 @@ func (c *Chain) byHand(name string) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := devicesOf(name, devices, mounts)
-	if len(list) == 0 {
+	d, err := deviceOf(ctx, name, devices, mounts, nil, c.sys.Answers)
+	if errors.Is(err, losetup.ErrNotAttached) {
 		return nil, nil
 	}
-	d, err := only(name, list)
 	if err != nil {
 		return nil, err
 	}

@@ -139,6 +139,13 @@ func (f *fake) Read(_ context.Context, path string, n int) ([]byte, error) {
 	return slices.Clone(f.volumes[filepath.Base(path)])[:n], nil
 }
 
+func (f *fake) Answers(_ context.Context, device string) error {
+	if f.broken[device] {
+		return &os.PathError{Op: "read", Path: device, Err: syscall.EIO}
+	}
+	return nil
+}
+
 func (f *fake) Wipe(_ context.Context, path string, n int) error {
 	return f.op(func() error { clear(f.head(path)); return nil })
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
@@ -116,7 +118,7 @@ func imageSize(ctx context.Context, image string) (int64, error) {
 
 // FindDevice returns the device of a volume, a file, or the device that is named.
 // It touches no mount, so it works for dead ones too.
-func FindDevice(arg, dir, store string) (d losetup.Device, err error) {
+func FindDevice(ctx context.Context, arg, dir, store string) (d losetup.Device, err error) {
 	if strings.HasPrefix(arg, "/dev/") {
 		return losetup.Get(arg)
 	}
@@ -145,24 +147,55 @@ func FindDevice(arg, dir, store string) (d losetup.Device, err error) {
 	if err != nil {
 		return d, err
 	}
-	return only(arg, devicesOf(arg, devices, mounts))
+	runtime, err := stack.RuntimeDir()
+	if err != nil {
+		return d, err
+	}
+	rec, _ := (&Chain{runtime: runtime}).load(arg) // one of another version says nothing
+	return deviceOf(ctx, arg, devices, mounts, rec, (&machine{}).Answers)
 }
 
-// devicesOf are the devices of the volume in one of the mounts. A file whose
-// mount was lazily unmounted is spelled /NAME.
-func devicesOf(name string, devices []losetup.Device, mounts []daemon.Mount) []losetup.Device {
-	_, err := os.Lstat("/" + name)
-	dirs := map[string]bool{"/": errors.Is(err, os.ErrNotExist)}
-	for _, m := range mounts {
-		dirs[m.Dir] = true
-	}
+// deviceOf returns the device of the volume in one of the mounts. One whose file is
+// not to be seen may be anybody's: it is taken if the volume's record names it, or if
+// it does not answer, which is of no use to anybody.
+func deviceOf(ctx context.Context, name string, devices []losetup.Device, mounts []daemon.Mount, rec *record,
+	answers func(context.Context, string) error) (d losetup.Device, err error) {
 	var list []losetup.Device
+	var foreign string
 	for _, d := range devices {
-		if filepath.Base(d.Backing) == name && dirs[filepath.Dir(d.Backing)] {
+		if filepath.Base(d.Backing) != name {
+			continue
+		}
+		switch {
+		case slices.ContainsFunc(mounts, func(m daemon.Mount) bool { return m.Dir == filepath.Dir(d.Backing) }):
 			list = append(list, d)
+		case !unseen(d):
+		case rec != nil && rec.Device == d.Path:
+			list = append(list, d)
+		default:
+			err := answers(ctx, d.Path)
+			if errors.Is(err, syscall.EIO) {
+				list = append(list, d)
+			} else if foreign = d.Path; err != nil {
+				return d, err
+			}
 		}
 	}
-	return list
+	if len(list) == 0 && foreign != "" {
+		return d, usagef("%s has a file /%s of a mount that is not to be seen, and works: if that is volume %s, unmount what is on it and run `kvbfs detach %s`",
+			foreign, name, name, foreign)
+	}
+	return only(name, list)
+}
+
+// unseen says whether the file of a device is on a mount that was lazily unmounted, or
+// is in another mount namespace: it is spelled /NAME then.
+func unseen(d losetup.Device) bool {
+	if filepath.Dir(d.Backing) != "/" {
+		return false
+	}
+	_, err := os.Lstat(d.Backing)
+	return errors.Is(err, os.ErrNotExist)
 }
 
 func only(arg string, devices []losetup.Device) (d losetup.Device, err error) {

@@ -144,8 +144,6 @@ func (c *Chain) findDevices(ctx context.Context, f *found, name string, dirs, li
 		if d.Autoclear && !slices.Contains(live, dir) {
 			continue // dead and on its way: DetachLater
 		}
-		// The file of a mount that was lazily unmounted is spelled /NAME.
-		orphan := dir == "/" && f.record != nil && f.record.Device == d.Path
 		switch {
 		case slices.Contains(live, dir):
 			working, err := c.works(ctx, d)
@@ -157,7 +155,17 @@ func (c *Chain) findDevices(ctx context.Context, f *found, name string, dirs, li
 			} else {
 				f.broken = append(f.broken, d)
 			}
-		case orphan, slices.Contains(dirs, dir):
+		case unseen(d) && f.record != nil && f.record.Device == d.Path:
+			// A mount that is not to be seen may live all the same.
+			switch err := c.sys.Answers(ctx, d.Path); {
+			case errors.Is(err, syscall.EIO):
+				f.broken = append(f.broken, d)
+			case err != nil:
+				return err
+			case f.device == nil:
+				f.device = &d
+			}
+		case slices.Contains(dirs, dir):
 			f.broken = append(f.broken, d)
 		}
 	}
@@ -171,7 +179,7 @@ const probeBlock = 4096
 // an earlier one on the same directory. A device that cannot be read where its
 // image can has lost its mount; if both cannot, the store is at fault.
 func (c *Chain) works(ctx context.Context, d losetup.Device) (bool, error) {
-	_, err := c.sys.Read(ctx, d.Path, probeBlock)
+	err := c.sys.Answers(ctx, d.Path)
 	if errors.Is(err, syscall.EIO) {
 		_, imageErr := c.sys.Read(ctx, d.Backing, probeBlock)
 		return imageErr != nil, ctx.Err()
@@ -278,6 +286,8 @@ func (f *found) judge(req Request, store string) (complete bool, err error) {
 			return true, nil
 		case len(points) > 0:
 			return false, fmt.Errorf("%s is up already, on %s: `kvbfs down %s` first", req.Name, points[0], req.Name)
+		case unseen(*f.device):
+			return false, fmt.Errorf("%s is attached to %s, and its mount is not to be seen any more: `kvbfs down %s` first", req.Name, f.device.Path, req.Name)
 		}
 	}
 	if f.lost == req.At {

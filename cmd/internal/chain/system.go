@@ -35,6 +35,9 @@ type system interface {
 	// Read returns the first n bytes of a device or image; Wipe zeroes them.
 	Read(ctx context.Context, path string, n int) ([]byte, error)
 	Wipe(ctx context.Context, path string, n int) error
+	// Answers reads from a device itself, not from what the kernel remembers of it:
+	// syscall.EIO if the mount of its file is dead.
+	Answers(ctx context.Context, device string) error
 	// ReadAt reads less than n bytes only at the end.
 	ReadAt(ctx context.Context, path string, off int64, n int) ([]byte, error)
 	// Provision gives parts of an image a place in the store, by fallocate:
@@ -192,6 +195,32 @@ func (m *machine) ReadAt(ctx context.Context, path string, off int64, n int) ([]
 		}
 		return buf, nil
 	})
+}
+
+func (m *machine) Answers(ctx context.Context, device string) error {
+	_, err := bounded(ctx, device, func() (struct{}, error) {
+		fd, err := unix.Open(device, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return struct{}{}, &os.PathError{Op: "open", Path: device, Err: err}
+		}
+		defer unix.Close(fd)
+		// A page of its own is aligned as direct I/O wants it.
+		buf, err := unix.Mmap(-1, 0, probeBlock, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		if err != nil {
+			return struct{}{}, os.NewSyscallError("mmap", err)
+		}
+		defer func() { _ = unix.Munmap(buf) }()
+		for {
+			_, err := unix.Pread(fd, buf, 0)
+			if err == nil {
+				return struct{}{}, nil
+			}
+			if !errors.Is(err, unix.EINTR) {
+				return struct{}{}, &os.PathError{Op: "read", Path: device, Err: err}
+			}
+		}
+	})
+	return err
 }
 
 // provisionPiece is how much one fallocate provisions: the kernel holds up all
