@@ -165,7 +165,7 @@ func TestAFileSystemHalfMadeIsMadeAnew(t *testing.T) {
 			copy(head[4086:], "SWAPSPACE2")
 		}
 		before := slices.Clone(head)
-		if err := c.save(&record{Name: "vol", Store: testStore, At: req.At, Mkfs: true}); err != nil {
+		if err := c.save(&record{Name: "vol", Store: testStore, At: req.At, Mkfs: true, Inode: 1}); err != nil {
 			t.Fatal(err)
 		}
 		_, err := c.Up(t.Context(), req)

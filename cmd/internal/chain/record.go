@@ -27,8 +27,10 @@ type record struct {
 	Fuse2fs int `json:"fuse2fs_pid,omitempty"`
 	// Made are the directories that Up made for At, the outermost first.
 	Made []string `json:"made,omitempty"`
-	// Mkfs: a file system was being made and may be half there.
-	Mkfs bool `json:"mkfs,omitempty"`
+	// Mkfs: a file system was being made on the volume with this image's inode number
+	// and may be half there.
+	Mkfs  bool   `json:"mkfs,omitempty"`
+	Inode uint64 `json:"inode,omitempty"`
 }
 
 const recordVersion = 1

@@ -103,7 +103,7 @@ func TestRollbackGoesOnWhereNothingIsCarried(t *testing.T) {
 	if len(f.devices) != 0 || len(f.table) != 0 {
 		t.Errorf("left devices %v, mounts %v; it says %q", f.devices, f.table, f.said)
 	}
-	if rec, err := c.load(req.Name); err != nil || rec == nil || !rec.Mkfs {
+	if rec, err := c.load(req.Name); err != nil || rec == nil || !rec.Mkfs || rec.Inode != 1 {
 		t.Errorf("the record: %+v, %v", rec, err)
 	}
 }

@@ -62,7 +62,7 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 	}
 	rec := &record{Name: req.Name, Store: store, At: req.At, Rootless: req.Rootless}
 	if before != nil && before.Store == store {
-		rec.Made, rec.Mkfs = before.Made, before.Mkfs
+		rec.Made, rec.Mkfs, rec.Inode = before.Made, before.Mkfs, before.Inode
 		if before.At != req.At {
 			rec.Made = nil
 		}
@@ -74,7 +74,7 @@ func (c *Chain) Up(ctx context.Context, req Request) (res Result, err error) {
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
 		release()
-		clean := c.takeBack(undoCtx, req.Name, f)
+		clean := c.takeBack(undoCtx, rec, f)
 		if errors.Is(err, context.Canceled) {
 			err = interrupted(clean)
 		}
@@ -114,19 +114,21 @@ func (c *Chain) complete(res Result, f *found) Result {
 }
 
 // takeBack undoes this run and leaves the record that fits what remains.
-func (c *Chain) takeBack(ctx context.Context, name string, f *found) (clean bool) {
-	clean = c.rollback(ctx, name)
+func (c *Chain) takeBack(ctx context.Context, rec *record, f *found) (clean bool) {
+	clean = c.rollback(ctx, rec.Name)
 	var err error
 	switch before := f.record; {
 	case !clean:
 		return false // the record of this run says what may be left
 	case before != nil && f.dir != "":
+		// This run may have emptied the volume again, or seen that it is another one.
+		before.Mkfs = before.Mkfs && rec.Mkfs && rec.Inode == before.Inode
 		err = c.save(before) // at least the mount of the store goes on
 	default:
 		if before != nil {
 			removeDirs(before.Made)
 		}
-		err = c.forget(name)
+		err = c.forget(rec.Name)
 	}
 	if err != nil {
 		c.Notice("%v", err)
@@ -175,6 +177,9 @@ func (c *Chain) make(ctx context.Context, req Request, f *found, rec *record, re
 	}
 	image := filepath.Join(rec.Dir, req.Name)
 	if err := c.volume(ctx, req, image, res); err != nil {
+		return err
+	}
+	if err := c.sameVolume(ctx, image, rec); err != nil {
 		return err
 	}
 	if req.Rootless {

@@ -89,6 +89,19 @@ func (c *Chain) removeVolume(ctx context.Context, req Request, image string, id 
 	return c.sys.Kvbfs(ctx, req.Store, "volume", "rm", "--yes", req.Name)
 }
 
+// sameVolume forgets what an earlier run left on another volume of the same name: what
+// is on this one was put there by somebody else.
+func (c *Chain) sameVolume(ctx context.Context, image string, rec *record) error {
+	id, err := c.sys.ImageID(ctx, image)
+	if err != nil {
+		return err
+	}
+	if rec.Inode != id {
+		rec.Mkfs, rec.Inode = false, id
+	}
+	return nil
+}
+
 func (c *Chain) tellLeftVolume(name string) {
 	c.Notice("volume %s is left there, as somebody else may have made it: `kvbfs volume rm %s` removes it", name, name)
 }
