@@ -58,6 +58,9 @@ func (c *Chain) Down(ctx context.Context, name, at string) (res Result, err erro
 	}
 	f, err := c.observe(ctx, name, rec.Store, rec)
 	if err == nil {
+		err = f.notForeign()
+	}
+	if err == nil {
 		res.Repaired, err = c.repair(ctx, f)
 	}
 	unlockStore()

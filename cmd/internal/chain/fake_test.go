@@ -92,6 +92,12 @@ func (f *fake) TreeUsers(dir string) []string {
 func (f *fake) Hold(fd int) int              { before := f.held; f.held = fd; return before }
 func (f *fake) LookPath(string) error        { return nil }
 func (f *fake) Alive(pid int, _ string) bool { return f.procs[pid] }
+func (f *fake) Find(context.Context, string, ...string) (int, error) {
+	for pid := range f.procs {
+		return pid, nil
+	}
+	return 0, nil
+}
 func (f *fake) DetachLater(d losetup.Device) error {
 	f.later = append(f.later, d.Path)
 	return nil

@@ -26,8 +26,11 @@ type found struct {
 	device  *losetup.Device
 	// broken are devices of the volume that answer with errors: their mount is dead.
 	broken []losetup.Device
-	// lost is a fuse2fs mount whose volume or process is gone, "" for none.
-	lost string
+	// lost is a fuse2fs mount whose volume or process is gone, "" for none; foreign is a
+	// mount in its place that somebody else serves.
+	lost, foreign string
+	// leaving: a fuse2fs lives whose mount is not to be seen.
+	leaving bool
 	// held are those who keep a dead file system alive that repair took off.
 	held []string
 }
@@ -62,7 +65,9 @@ func (c *Chain) observe(ctx context.Context, name, store string, rec *record) (*
 	if f.caching, err = c.cachingOn(f.dir); err != nil {
 		return nil, err
 	}
-	c.findLost(ctx, f)
+	if err := c.findFuse2fs(ctx, f); err != nil {
+		return nil, err
+	}
 	return f, nil
 }
 
@@ -200,20 +205,6 @@ func prefer(dirs, live []string) string {
 	return ""
 }
 
-// findLost looks for a fuse2fs of an earlier run that has lost its image.
-func (c *Chain) findLost(ctx context.Context, f *found) {
-	if f.record == nil || !f.record.Rootless {
-		return
-	}
-	at := f.record.At
-	if m, ok := losetup.MountAt(f.table, at); !ok || !m.FUSE() {
-		return
-	}
-	if f.dir == "" || !c.sys.Alive(f.record.Fuse2fs, "fuse2fs") || fusefs.Unserved(c.sys.Probe(ctx, at)) {
-		f.lost = at
-	}
-}
-
 // points are where a device is mounted.
 func (f *found) points(device string) []string {
 	var list []string
@@ -227,7 +218,7 @@ func (f *found) points(device string) []string {
 
 // anything says whether a link of the chain is there, dead or alive.
 func (f *found) anything() bool {
-	return f.device != nil || len(f.broken) > 0 || len(f.dead) > 0 || f.lost != "" || f.rootlessUp()
+	return f.device != nil || len(f.broken) > 0 || len(f.dead) > 0 || f.lost != "" || f.leaving || f.rootlessUp()
 }
 
 // recordUp says whether what an earlier run made is mounted where it put it: a
@@ -260,6 +251,9 @@ func (f *found) rootlessUp() bool {
 func (f *found) judge(req Request, store string) (complete bool, err error) {
 	if r := f.record; r != nil && r.Store != store && (f.anything() || f.recordUp()) {
 		return false, fmt.Errorf("%s is up from another store (%s): `kvbfs down %s` first", req.Name, r.Store, req.Name)
+	}
+	if err := f.notForeign(); err != nil {
+		return false, err
 	}
 	top, taken := losetup.MountAt(f.table, req.At)
 	if f.rootlessUp() {

@@ -32,6 +32,13 @@ func (c *Chain) repair(ctx context.Context, f *found) (said []string, err error)
 			return said, err
 		}
 	}
+	if f.leaving {
+		// It writes to the image until it ends.
+		c.Progress("waiting for fuse2fs (process %d) to end", f.record.Fuse2fs)
+		if err := c.awaitEnd(ctx, f.record.Fuse2fs); err != nil {
+			return said, err
+		}
+	}
 	for _, d := range f.broken {
 		if err := c.putAside(ctx, f, d, say); err != nil {
 			return said, err
@@ -121,7 +128,7 @@ func (c *Chain) detach(ctx context.Context, d losetup.Device, wait time.Duration
 func (c *Chain) awaitEnd(ctx context.Context, pid int) error {
 	for start := time.Now(); c.sys.Alive(pid, "fuse2fs"); {
 		if time.Since(start) > time.Minute {
-			return fmt.Errorf("fuse2fs (process %d) does not end after the unmount", pid)
+			return fmt.Errorf("fuse2fs (process %d) does not end, though its mount is gone: end it and run this again", pid)
 		}
 		if err := pause(ctx, 20*time.Millisecond); err != nil {
 			return err

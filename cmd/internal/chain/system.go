@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -70,9 +69,11 @@ type system interface {
 	// Tool runs another program; LookPath says whether there is one.
 	Tool(ctx context.Context, name string, args ...string) error
 	LookPath(name string) error
-	// Spawn starts a program that outlives this one. Alive says whether it runs.
+	// Spawn starts a program that outlives this one. Alive says whether it runs, Find
+	// which process runs with these arguments first; 0: none.
 	Spawn(name string, args ...string) (pid int, err error)
 	Alive(pid int, name string) bool
+	Find(ctx context.Context, name string, args ...string) (pid int, err error)
 }
 
 // machine is the real system.
@@ -423,38 +424,4 @@ func childError(name, said string, err error) error {
 		}
 	}
 	return fmt.Errorf("%s: %s", name, strings.TrimPrefix(strings.TrimSpace(lines[0]), name+": "))
-}
-
-func (m *machine) Spawn(name string, args ...string) (int, error) {
-	path, err := lookPath(name)
-	if err != nil {
-		return 0, err
-	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer null.Close()
-	cmd := exec.Command(path, args...)
-	cmd.Dir = "/"
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	go func() { _ = cmd.Wait() }() // no zombie while we live
-	return cmd.Process.Pid, nil
-}
-
-func (m *machine) Alive(pid int, name string) bool {
-	if pid <= 0 {
-		return false
-	}
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return false
-	}
-	// pid (comm) state ...
-	head, tail, _ := strings.Cut(string(b), ") ")
-	return strings.HasSuffix(head, "("+name) && !strings.HasPrefix(tail, "Z")
 }
