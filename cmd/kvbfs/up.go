@@ -11,8 +11,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/chain"
-	"github.com/kvbfs/kvbfs/cmd/internal/stack"
-	"github.com/kvbfs/kvbfs/kvstore"
 )
 
 type upCmd struct {
@@ -91,6 +89,13 @@ func (c *upCmd) request() (chain.Request, error) {
 	if err := c.writeBackFlags.check(); err != nil {
 		return req, err
 	}
+	if c.Size != "" {
+		size, err := volumeSize(c.Name, c.Size)
+		if err != nil {
+			return req, usageError{err}
+		}
+		req.Size = size
+	}
 	switch {
 	case len(c.Command) > 0 && !c.Rootless:
 		return req, usagef("a command is run with --rootless only")
@@ -103,16 +108,6 @@ func (c *upCmd) request() (chain.Request, error) {
 		if _, err := exec.LookPath("fusermount3"); err != nil {
 			return req, usagef("fusermount3 is missing: `apt install fuse3`, or run a command inside a namespace: kvbfs up %s --rootless --at %s -- COMMAND", c.Name, c.At)
 		}
-	}
-	if c.Size != "" {
-		size, err := stack.ParseSize(c.Size)
-		if err != nil {
-			return req, usageError{err}
-		}
-		if size <= 0 || size%kvstore.BlockSize != 0 {
-			return req, usagef("--size %s is not a multiple of %d bytes", c.Size, kvstore.BlockSize)
-		}
-		req.Size = size
 	}
 	return req, nil
 }
