@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,9 +26,9 @@ type closer struct {
 	busy   int        // closings under way
 	idle   chan struct{}
 	failed map[*volume.Volume]failedClose // given up; the next wait tries again
-	// ended is the first error of a volume that is closed all the same, for the
-	// next wait to return.
-	ended error
+	// ended has, by name, why a volume is closed though its last close failed. It
+	// stays: no later close can say it.
+	ended map[string]error
 }
 
 type failedClose struct {
@@ -44,6 +46,7 @@ func (c *closer) init(log func(string, ...any)) {
 	c.log = log
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.failed = make(map[*volume.Volume]failedClose)
+	c.ended = make(map[string]error)
 }
 
 // add drops one reference of v in the background.
@@ -71,7 +74,7 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 		if err == nil || ctx.Err() != nil || errors.Is(err, kvstore.ErrClosed) {
 			break // ErrClosed: the whole set was closed before us
 		}
-		if closedForGood(err) {
+		if ClosedForGood(err) {
 			c.log("closed %s, which has lost data or its lease: %v", v.Name(), err)
 			break
 		}
@@ -86,9 +89,9 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 	defer c.mu.Unlock()
 	switch {
 	case err == nil:
-	case closedForGood(err):
-		if c.ended == nil {
-			c.ended = fmt.Errorf("closing %s: %w", v.Name(), err)
+	case ClosedForGood(err):
+		if c.ended[v.Name()] == nil {
+			c.ended[v.Name()] = err
 		}
 	default:
 		f := c.failed[v]
@@ -99,15 +102,16 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 	}
 }
 
-// closedForGood says whether a volume is closed though its Close failed: nothing
-// that could still be tried would help (volume.Close).
-func closedForGood(err error) bool {
+// ClosedForGood says whether volumes are closed though their Close failed, without
+// their lease or what a server lost: nothing that could still be tried would help
+// (volume.Close).
+func ClosedForGood(err error) bool {
 	return errors.Is(err, pool.ErrHeld) || errors.Is(err, kvstore.ErrServerLost)
 }
 
 // wait returns when all closings have ended. Those that were given up before are
 // tried again; when ctx ends first the others are given up and the first error
-// is returned.
+// is returned. Once all are closed it says what was lost, each time anew.
 func (c *closer) wait(ctx context.Context) error {
 	c.mu.Lock()
 	if c.ctx.Err() != nil {
@@ -131,7 +135,19 @@ func (c *closer) wait(ctx context.Context) error {
 	for v, f := range c.failed {
 		return fmt.Errorf("closing %s: %w", v.Name(), f.err)
 	}
-	err := c.ended
-	c.ended = nil
-	return err
+	return c.loss()
+}
+
+// loss says which volumes were closed for good with an error; nil: none. c.mu is
+// held.
+func (c *closer) loss() error {
+	names := slices.Sorted(maps.Keys(c.ended))
+	if len(names) == 0 {
+		return nil
+	}
+	more := ""
+	if n := len(names) - 1; n > 0 {
+		more = fmt.Sprintf("; and so were %d other volumes, which the log names", n)
+	}
+	return fmt.Errorf("volume %s was closed, and what no flush had made stable may be lost: %w%s", names[0], c.ended[names[0]], more)
 }

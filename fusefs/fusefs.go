@@ -299,7 +299,8 @@ func (s *Server) Resized(volume string) {
 
 // Close flushes and closes volumes and workers after the mount is gone; it waits
 // for that. If a volume cannot be closed before ctx ends its error is returned,
-// and Close may be called again.
+// and Close may be called again. If one was closed with a loss, also long ago, all
+// is closed and the error is one of ClosedForGood, from each call.
 func (s *Server) Close(ctx context.Context) error {
 	select {
 	case <-s.done:
@@ -313,9 +314,10 @@ func (s *Server) Close(ctx context.Context) error {
 	for _, v := range s.tree.dropHandles() {
 		s.closer.add(v)
 	}
-	if err := s.closer.wait(ctx); err != nil {
-		return err
+	lost := s.closer.wait(ctx)
+	if lost != nil && !ClosedForGood(lost) {
+		return lost
 	}
 	s.cancel()
-	return s.disp.close()
+	return errors.Join(lost, s.disp.close())
 }

@@ -48,6 +48,9 @@ func (c *umountCmd) Run(g *globals) error {
 	case errors.Is(err, daemon.ErrNotAnswering):
 		return fmt.Errorf("%w; `kvbfs umount --force %s` gives up what is not stored", err, dir)
 	case err != nil:
+		if _, mounted := daemon.FUSEMount(dir); !mounted {
+			daemon.WaitGone(g.ctx, m, leaveTime) // it tells what it lost, and ends
+		}
 		return err
 	}
 	if !daemon.WaitGone(g.ctx, m, leaveTime) {

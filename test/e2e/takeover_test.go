@@ -77,7 +77,10 @@ func takeover(t *testing.T, r *rig.Rig, store string) {
 		}
 	}
 	f.Close()
-	m.Umount()
+	if res := r.TryKvbfs("umount", m.Dir); res.Code != 1 || !strings.Contains(res.Stderr, "volume v was closed") {
+		t.Errorf("umount of the old holder, whose flushes failed: status %d\n%s", res.Code, res.All())
+	}
+	rig.Eventually(t, 30*time.Second, "the old holder's daemon ends", func() bool { return !rig.Alive(m.PID()) })
 	// By force: the lease of the one that lives now.
 	if res := r.TryKvbfs("lock", "break", "v", "--force", "--store", store); res.Code != 0 {
 		t.Errorf("lock break --force: status %d\n%s", res.Code, res.All())

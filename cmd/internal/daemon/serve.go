@@ -108,7 +108,8 @@ func Serve(ctx context.Context, cfg Config) error {
 	}
 	if err != nil {
 		_ = s.fs.Unmount(true)
-		return errors.Join(err, s.closeAll(context.Background()))
+		lost, closing := s.closeAll(context.Background())
+		return errors.Join(err, lost, closing)
 	}
 	if cfg.Ready != nil {
 		cfg.Ready(s.banner(cfg.FS.Workers, notes, time.Since(begin)))
@@ -310,11 +311,9 @@ func (s *server) finish() {
 	case <-s.force:
 	}
 	select {
-	case err := <-done:
-		if err == nil {
-			s.err = ErrForced
-			return
-		}
+	case <-done: // what was lost all the same is in the log
+		s.err = ErrForced
+		return
 	case <-time.After(forcedClose):
 	}
 	cancel()
@@ -326,12 +325,23 @@ func (s *server) finish() {
 }
 
 // drainAll closes everything and tries again for as long as something is not
-// stored: giving up would lose it.
+// stored: giving up would lose it. What is lost already is no reason to try again,
+// but the error in the end.
 func (s *server) drainAll(ctx context.Context) error {
+	var lost error // the first
 	for {
 		s.setDrain("writing what is left to the store")
-		err := s.contained("closing", func() error { return s.closeAll(ctx) })
-		if err == nil || ctx.Err() != nil {
+		err := s.contained("closing", func() error {
+			l, err := s.closeAll(ctx)
+			if lost == nil {
+				lost = l
+			}
+			return err
+		})
+		if err == nil {
+			return s.withLoss(lost)
+		}
+		if ctx.Err() != nil {
 			return err
 		}
 		s.log("closing %s: %v; trying again (a second signal, or umount --force, gives up)", s.mount.Dir, err)
@@ -344,12 +354,36 @@ func (s *server) drainAll(ctx context.Context) error {
 	}
 }
 
-func (s *server) closeAll(ctx context.Context) error {
+// closeAll closes everything. err is what may be tried again; lost is of volumes that
+// are closed for good with a loss, and all else is closed all the same.
+func (s *server) closeAll(ctx context.Context) (lost, err error) {
 	s.stopResume()
-	if err := s.fs.Close(ctx); err != nil {
-		return err
+	if err = s.fs.Close(ctx); fusefs.ClosedForGood(err) {
+		lost, err = err, nil
 	}
-	return s.stack.Close(ctx)
+	if err != nil {
+		return lost, err
+	}
+	for {
+		if err = s.stack.Close(ctx); !fusefs.ClosedForGood(err) {
+			return lost, err
+		}
+		if lost == nil { // each such round closes a volume, so this ends
+			lost = err
+		}
+	}
+}
+
+// withLoss is the end of a mount that lost something, for people; nil if it did not.
+func (s *server) withLoss(lost error) error {
+	if lost == nil {
+		return nil
+	}
+	where := ""
+	if s.cfg.LogPath != "" {
+		where = "; its log is " + s.cfg.LogPath
+	}
+	return fmt.Errorf("%s is unmounted, but not all is stored: %w%s", s.mount.Dir, lost, where)
 }
 
 // contained calls f; a panic in it is logged and an error.
