@@ -58,15 +58,30 @@ func Abort(ctx context.Context, dir string) (Aborted, error) {
 	if out.PID != 0 && stopped(out.PID) {
 		out.Woken = unix.Kill(out.PID, syscall.SIGCONT) == nil
 	}
-	if !m.settled(ctx) && out.PID != 0 {
-		out.Killed = unix.Kill(out.PID, syscall.SIGKILL) == nil
-		m.settled(ctx)
+	if err := m.settle(ctx, &out); err != nil {
+		return out, err
 	}
 	if n, err := m.waiting(); err == nil && n > 0 {
 		return out, fmt.Errorf("%s is aborted, but %d requests still wait; process %d must end first", dir, n, out.PID)
 	}
 	out.Alive = out.PID != 0 && !out.Killed && running(out.PID)
 	return out, ctx.Err()
+}
+
+// settle waits for what was aborted to fail, and kills a daemon that does not let go
+// in time. Who asked and does not wait any more has not asked for that.
+func (m FUSE) settle(ctx context.Context, out *Aborted) error {
+	if m.settled(ctx) {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("interrupted: %s is aborted, but requests may still wait; `kvbfs abort %s` goes on with it", out.Dir, out.Dir)
+	}
+	if out.PID != 0 {
+		out.Killed = unix.Kill(out.PID, syscall.SIGKILL) == nil
+		m.settled(ctx)
+	}
+	return nil
 }
 
 // waiting is how many requests the kernel has for the mount; an error if that is
@@ -133,8 +148,8 @@ func (m FUSE) Abort() error {
 	return err
 }
 
-// settled waits until no request waits any more; false if some still do. What cannot
-// be known is taken for settled.
+// settled waits until no request waits any more; false if some still do in the end, or
+// when ctx ends. What cannot be known is taken for settled.
 func (m FUSE) settled(ctx context.Context) bool {
 	for end := time.Now().Add(abortWait); ; time.Sleep(abortStep) {
 		n, err := m.waiting()
