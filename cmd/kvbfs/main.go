@@ -58,6 +58,14 @@ type globals struct {
 	release func()
 }
 
+// patient is for a verb that must clean up after a child: the context ends at the
+// first signal, and a second one ends nothing. It lasts until stop is called.
+func (g *globals) patient() (ctx context.Context, stop func()) {
+	ctx, stop = signal.NotifyContext(g.ctx, syscall.SIGINT, syscall.SIGTERM)
+	g.release()
+	return ctx, stop
+}
+
 // usageError is bad input: exit status 2.
 type usageError struct{ error }
 

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
+	"time"
 
 	"golang.org/x/term"
 
@@ -120,7 +122,9 @@ func (c *upCmd) runCommand(g *globals, req chain.Request) error {
 			// By the environment: the child's arguments can be read by others.
 			os.Setenv("KVBFS_STORE", c.Store)
 		}
-		status, err := chain.Enter(g.ctx, c.childArgs())
+		ctx, stop := g.patient()
+		defer stop()
+		status, err := chain.Enter(ctx, c.childArgs())
 		if err == nil && status != 0 {
 			os.Exit(status)
 		}
@@ -133,18 +137,42 @@ func (c *upCmd) runCommand(g *globals, req chain.Request) error {
 	if _, err := run.Up(g.ctx, req); err != nil {
 		return chainError(err)
 	}
-	status, err := chain.Command(g.ctx, c.Command, "KVBFS_AT="+req.At)
-	down, downErr := run.Down(context.WithoutCancel(g.ctx), req.Name, "")
-	tellLeft(down)
-	switch {
-	case downErr != nil:
-		return downErr
-	case err != nil:
+	status, err := c.whileUp(g, req.At, func(ctx context.Context) error {
+		down, err := run.Down(ctx, req.Name, "")
+		tellLeft(down)
 		return err
-	case status != 0:
+	})
+	if err == nil && status != 0 {
 		os.Exit(status)
 	}
-	return nil
+	return err
+}
+
+// whileUp runs the command and then down, whatever interrupts the command and however
+// often. The mounts are seen in our namespace only: nobody else would take them down.
+func (c *upCmd) whileUp(g *globals, at string, down func(context.Context) error) (status int, err error) {
+	ctx, stop := g.patient()
+	defer stop()
+	status, err = chain.Command(ctx, c.Command, "KVBFS_AT="+at)
+	if downErr := c.insist(down); downErr != nil {
+		return 0, downErr
+	}
+	return status, err
+}
+
+// insist runs down. It may wait for a server that is gone for good, so who presses
+// Ctrl-C again after being told leaves it half done. Not so SIGTERM: the process
+// outside the namespace passes on the Ctrl-C that ended the command, a second late.
+func (c *upCmd) insist(down func(context.Context) error) error {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt)
+	defer signal.Stop(signals)
+	ctx, giveUp := context.WithCancel(context.Background())
+	defer giveUp()
+	first, stop := heed(signals, time.Now, giveUp)
+	defer stop()
+	defer context.AfterFunc(first, func() { notice("taking %s down; Ctrl-C again leaves it half done", c.Name) })()
+	return down(ctx)
 }
 
 // childArgs are the arguments of the same run inside the namespace.
