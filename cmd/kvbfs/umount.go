@@ -84,15 +84,22 @@ func (c *umountCmd) withoutDaemon(dir string) error {
 	if !ok {
 		return fmt.Errorf("%s is not mounted by kvbfs", dir)
 	}
-	if m.Dead() || c.Force {
-		if err := daemon.Detach(dir); err != nil {
-			return fmt.Errorf("taking the dead mount off %s: %w", dir, err)
-		}
-		fmt.Printf("%s: no daemon served it any more; the dead mount is taken off\n", dir)
-		return nil
-	}
-	if !strings.HasPrefix(m.Type, "fuse.kvbfs") {
+	dead := m.Dead()
+	// A connection that was passed to us has the type that its mounter chose; `kvbfs
+	// mount` sends people here with one that is dead.
+	if !strings.HasPrefix(m.Type, "fuse.kvbfs") && !(dead && m.Type == "fuse") {
 		return fmt.Errorf("%s is not mounted by kvbfs (%s, type %s)", dir, m.Source, m.Type)
+	}
+	if dead || c.Force {
+		if err := daemon.Detach(dir); err != nil {
+			return fmt.Errorf("taking the mount off %s: %w", dir, err)
+		}
+		if dead {
+			fmt.Printf("%s: no daemon served it any more; the dead mount is taken off\n", dir)
+		} else {
+			fmt.Printf("%s: taken off by force; its daemon, which is not in this runtime directory, stores what is left when nobody uses it\n", dir)
+		}
+		return nil
 	}
 	// Somebody else's daemon, or one with another runtime directory: it drains by
 	// itself once it is unmounted.
