@@ -173,6 +173,9 @@ func (c *volumeSetCmd) Run(g *globals) error {
 		return usagef("nothing to set: --io-timeout")
 	case *c.IOTimeout < 0:
 		return usagef("--io-timeout must not be negative; 0 waits for ever")
+	case *c.IOTimeout > 0 && *c.IOTimeout < time.Millisecond:
+		// Daemons are told milliseconds: it would become 0.
+		return usagef("--io-timeout %v is too short: at least 1ms, or 0 to wait for ever", *c.IOTimeout)
 	}
 	if err := pool.CheckName(c.Name); err != nil {
 		return err
