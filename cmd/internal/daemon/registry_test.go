@@ -18,6 +18,10 @@ func TestMain(m *testing.M) {
 		claimAndWait(dir)
 		return
 	}
+	if dir := os.Getenv("KVBFS_TEST_SERVE"); dir != "" {
+		serveNothing(dir)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -123,9 +123,8 @@ func Serve(ctx context.Context, cfg Config) error {
 		}
 	}
 	if err == nil && cfg.LogPath != "" {
-		// It ended well: nobody needs to read why. Not after the release: then the log
-		// could be our successor's.
-		_ = os.Remove(cfg.LogPath)
+		// It ended well: nobody needs to read why.
+		removeLog(os.Stderr, cfg.LogPath)
 	}
 	s.entry.release()
 	return err

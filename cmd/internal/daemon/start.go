@@ -57,7 +57,7 @@ func Start(ctx context.Context, dir string, args []string, notice func(string)) 
 		return "", err
 	}
 	logPath := base + ".log"
-	log, err := os.OpenFile(logPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NOFOLLOW, 0o600)
+	log, err := openLog(logPath)
 	if err != nil {
 		return "", err
 	}
@@ -81,7 +81,7 @@ func Start(ctx context.Context, dir string, args []string, notice func(string)) 
 	err = inheritIOFlusher(cmd.Start)
 	w.Close()
 	if err != nil {
-		_ = os.Remove(logPath)
+		removeLog(log, logPath)
 		return "", err
 	}
 	exited := make(chan struct{})
@@ -99,13 +99,17 @@ func Start(ctx context.Context, dir string, args []string, notice func(string)) 
 	stop(cmd.Process, exited, dir)
 	var said *StartError
 	if errors.As(err, &said) {
-		_ = os.Remove(logPath)
+		removeLog(log, logPath)
 		return "", err
 	}
 	if ctx.Err() != nil {
 		err = fmt.Errorf("mounting %s: %w", dir, ctx.Err())
 	}
-	return "", fmt.Errorf("%w%s", err, tail(logPath))
+	end := tail(logPath)
+	if end == "" {
+		removeLog(log, logPath)
+	}
+	return "", fmt.Errorf("%w%s", err, end)
 }
 
 // awaitReady reads reports until one decides.
@@ -172,12 +176,12 @@ func stop(p *os.Process, exited <-chan struct{}, dir string) {
 	}
 }
 
-// tail returns the end of a log for a message, with where it is.
+// tail returns the end of a log for a message, with where it is; nothing if the log
+// is empty.
 func tail(path string) string {
 	data, err := os.ReadFile(path)
 	text := strings.TrimSpace(string(data))
 	if err != nil || text == "" {
-		_ = os.Remove(path)
 		return ""
 	}
 	lines := strings.Split(text, "\n")
