@@ -3,15 +3,15 @@ package mutants
 // All are the planted bugs, each with the cheapest test that must notice it.
 var All = []Mutant{
 	{
-		Name: "one write in 97 is dropped", File: "fusefs/data.go",
-		Old:     "	if err := t.s.disp.data(volume.Write, v,",
-		New:     "	if in.Unique/2%97 == 0 {\n		return uint32(len(data)), fuse.OK\n	}\n	if err := t.s.disp.data(volume.Write, v,",
+		Name: "one write in 97 is dropped", File: "fusefs/inplace.go",
+		Old: "	return r.enter(calls, hotCall{e: e, h: h, slot: r.d.flying.enter(volume.Write, v,",
+		New: "	if off>>12%97 == 0 {\n		binary.NativeEndian.PutUint64(e.Buffer(), uint64(len(data)))\n		e.Reply(0, 8)\n		return calls\n	}\n" +
+			"	return r.enter(calls, hotCall{e: e, h: h, slot: r.d.flying.enter(volume.Write, v,",
 		Package: "fusefs", Test: "TestReadWrite",
 	},
 	{
-		Name: "a short reply to a write", File: "fusefs/data.go",
-		Old:     "err)\n	}\n	return uint32(len(data)), fuse.OK\n}\n\n// Fsync",
-		New:     "err)\n	}\n	return uint32(len(data)+1) / 2, fuse.OK\n}\n\n// Fsync",
+		Name: "a short reply to a write", File: "fusefs/inplace.go",
+		Old: "PutUint32(out, uint32(n))", New: "PutUint32(out, uint32(n+1)/2)",
 		Package: "fusefs", Test: "TestWholeReplies",
 	},
 	{
@@ -138,13 +138,13 @@ var All = []Mutant{
 		Name: "a write over the end is cut", File: "fusefs/inplace.go",
 		Old:     "off > uint64(v.Size()) || int64(len(data)) > v.Size()-int64(off) {\n		r.cold.start(e)\n		return calls\n	}\n",
 		New:     "off >= uint64(v.Size()) {\n		r.cold.start(e)\n		return calls\n	}\n	data = data[:min(int64(len(data)), v.Size()-int64(off))]\n",
-		Package: "fusefs", Test: "TestRequestScripts",
+		Package: "fusefs", Test: "FuzzRequests",
 	},
 	{
 		Name: "the arguments of a cut request are taken as they lie there", File: "fusefs/inplace.go",
 		Old:     "	if len(in) < 24 { // struct fuse_read_in up to size\n		e.Reply(int(fuse.EINVAL), 0)\n		return calls\n	}\n",
 		New:     "	in = in[:24]\n",
-		Package: "fusefs", Test: "TestRequestScripts",
+		Package: "fusefs", Test: "FuzzRequests",
 	},
 	{
 		Name: "a read believes what came before a discard", File: "kvstore/volume/settle.go",
