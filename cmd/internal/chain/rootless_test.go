@@ -109,7 +109,7 @@ func (l *leaves) Alive(int, string) bool { return time.Now().Before(l.end) }
 func TestFind(t *testing.T) {
 	cmd := exec.Command("sleep", "60.5", "0.25")
 	if err := cmd.Start(); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	for _, tt := range []struct {
