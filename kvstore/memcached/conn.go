@@ -88,7 +88,7 @@ func (c *conn) wantsWrite() bool {
 
 // held says that the next request must wait: see wire.Holds.
 func (c *conn) held() bool {
-	return c.server.holds.Any() && c.queue.Len() > 0 && c.server.holds.Holds(c.queue.Front().writes())
+	return c.server.holds.Any() && c.queue.Len() > 0 && c.server.holds.Waits(c.queue.Front().writes())
 }
 
 // advance does what can be done without waiting. Errors end in drop.

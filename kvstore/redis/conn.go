@@ -82,7 +82,7 @@ func (c *conn) wantsWrite() bool {
 
 // held says that the next request must wait: see wire.Holds.
 func (c *conn) held() bool {
-	return c.node.holds.Any() && c.queue.Len() > 0 && c.node.holds.Holds(c.queue.Front().writes())
+	return c.node.holds.Any() && c.queue.Len() > 0 && c.node.holds.Waits(c.queue.Front().writes())
 }
 
 // advance does what can be done without waiting. Errors end in drop.

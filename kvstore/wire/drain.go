@@ -128,8 +128,8 @@ type Holds struct{ changes, all atomic.Int32 }
 // Any says whether changes must wait.
 func (h *Holds) Any() bool { return h.changes.Load() != 0 }
 
-// Holds says whether a request must wait, which writes or does not.
-func (h *Holds) Holds(writes bool) bool {
+// Waits says whether a request must wait, which writes or does not.
+func (h *Holds) Waits(writes bool) bool {
 	return h.changes.Load() != 0 && (writes || h.all.Load() != 0)
 }
 
