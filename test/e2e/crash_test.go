@@ -3,8 +3,12 @@
 package e2e
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -85,6 +89,65 @@ func crash(t *testing.T, r *rig.Rig, store, volume string, loop bool, kills int)
 	f.Close()
 	m.Umount()
 	t.Logf("%d acknowledged writes over %d kills, none lost", led.Acknowledged(), kills)
+}
+
+// TestPowerCut kills the daemon under fio, which has just saved what was acknowledged
+// ("verify state"), and has fio look for that: on the image and on a loop device, over
+// what the cuts before have left.
+func TestPowerCut(t *testing.T) {
+	rig.RequireLoop(t)
+	rig.Require(t, "fio")
+	everyStore(t, 4*time.Minute, 512, func(t *testing.T, r *rig.Rig, store string) {
+		if r.Defers() {
+			t.Skip("with write-back a crash of the daemon loses what was not flushed: TestWriteBackCrash")
+		}
+		r.Create(store, "v", "256M")
+		m := r.Mount(store)
+		seed := rig.Seed(t) >> 1 // fio's are signed
+		found := 0
+		for i := range 4 {
+			target, loop := m.Image("v"), i%2 == 1
+			if loop {
+				target = m.Attach("v")
+			}
+			seed++
+			powerCut(t, r, target, seed, "--do_verify=0", "--trigger-timeout=1", fmt.Sprintf("--trigger=kill -9 %d", m.PID()))
+			rig.Eventually(t, 10*time.Second, "the daemon is gone", func() bool { return !rig.Alive(m.PID()) })
+			if loop {
+				r.Run("losetup", "-d", target)
+				rig.Eventually(t, 30*time.Second, "the device is gone", func() bool { return len(r.Loops()) == 0 })
+			}
+			r.Try("umount", "-l", m.Dir)
+			m.Mount(store)
+			n := powerCut(t, r, m.Image("v"), seed, "--verify_only=1", "--verify_state_load=1")
+			if n == 0 {
+				t.Error("nothing was acknowledged before the cut: not much of a test")
+			}
+			found += n
+		}
+		t.Logf("%d writes that were acknowledged before 4 power cuts: all there", found)
+		m.Umount()
+	})
+}
+
+// powerCut runs the job and returns how many blocks it has verified.
+func powerCut(t *testing.T, r *rig.Rig, target string, seed uint64, more ...string) int {
+	t.Helper()
+	res := r.Must(rig.Cmd{Args: append([]string{"fio", "--output-format=json", "--aux-path=" + r.Dir, fmt.Sprintf("--randseed=%d", seed)},
+		append(more, filepath.Join(rig.ModuleRoot(t), "test", "fio", "power-cut.fio"))...), Dir: r.Dir, Env: []string{"TARGET=" + target}})
+	var report struct {
+		Jobs []struct {
+			Error int
+			Read  struct {
+				IOs int `json:"total_ios"`
+			}
+		}
+	}
+	out := res.Stdout[max(0, strings.Index(res.Stdout, "{")):]
+	if err := json.NewDecoder(strings.NewReader(out)).Decode(&report); err != nil || len(report.Jobs) != 1 || report.Jobs[0].Error != 0 {
+		t.Fatalf("fio: %v\n%s", err, res.All())
+	}
+	return report.Jobs[0].Read.IOs
 }
 
 // TestMachineCrash: a machine that crashes loses the daemon and, with tmpfs, what
