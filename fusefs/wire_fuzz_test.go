@@ -100,7 +100,7 @@ const (
 )
 
 // maxSteps bounds the work of one script.
-const maxSteps = 48
+const maxSteps = 24
 
 // wireScript reads a script, whose end reads as zeros.
 type wireScript struct {
@@ -337,6 +337,8 @@ func (s *wireScript) spoil(q *wireRequest, flags byte) {
 	}
 	// The extension of a request is go-fuse's alone, INIT comes once, and an answer to a
 	// notification only after one. Two node numbers and a name are go-fuse's own.
+	// The rig knows answers by the number of their request, which no kernel gives twice.
+	copy(q.header[8:16], put64(nil, s.unique))
 	q.header[36], q.header[37] = 0, 0
 	if op := q.opcode(); op == opInit || op == opNotifyReply || op > 255 {
 		copy(q.header[4:8], put32(nil, 200))
