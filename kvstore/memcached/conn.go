@@ -408,13 +408,13 @@ func (c *conn) prove() error {
 		return &serverError{string(line)}
 	}
 	n, ok, err := acceptSentinel(rep, n, buf, c.server.sentinelKey, c.server.sentinelValue)
-	if err != nil || n == 0 {
+	switch {
+	case n > 0 && !ok:
+		return kvstore.ErrServerLost
+	case err != nil || n == 0:
 		return err
 	}
 	c.r += n
-	if !ok {
-		return kvstore.ErrServerLost
-	}
 	c.nowReady()
 	return nil
 }

@@ -335,7 +335,7 @@ func (r *request) wrongLength(n int) error {
 }
 
 // acceptSentinel takes the reply to the get of a sentinel; n is 0 if it is not
-// complete yet.
+// complete yet. An error and n: not ours, and the connection is of no use any more.
 func acceptSentinel(rep reply, n int, buf []byte, key string, want []byte) (int, bool, error) {
 	if rep.kind == replyEnd {
 		return n, false, nil
@@ -343,10 +343,11 @@ func acceptSentinel(rep reply, n int, buf []byte, key string, want []byte) (int,
 	if rep.kind != replyValue || string(rep.key) != key || rep.isCas {
 		return 0, false, errMalformed
 	}
-	if rep.size > kvstore.MaxRecord {
-		return 0, false, errMalformed
-	}
 	total := n + rep.size + len(valueEnd)
+	if total > bufferSize {
+		// Too much to read for nothing: Join takes no sentinel of half that size.
+		return n, false, errMalformed
+	}
 	if len(buf) < total {
 		return 0, false, nil
 	}

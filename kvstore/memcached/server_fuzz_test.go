@@ -3,6 +3,7 @@ package memcached
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -26,6 +27,12 @@ func FuzzServer(f *testing.F) {
 	f.Add(append(value, good...), byte(1))
 	f.Add([]byte("STORED\r\nDELETED\r\nVALUE x 1 1048576\r\n"), byte(9))
 	f.Add([]byte("SERVER_ERROR out of memory storing object\r\nERROR\r\n"), byte(0))
+	name, sentinel := wiretest.Spread{N: 1}.Sentinel(0)
+	asked := fmt.Sprintf("VALUE %s 0 ", name) // begins the answer of a server that is asked who it is
+	proof := fmt.Sprintf("%s%d\r\n%s\r\nEND\r\n", asked, len(sentinel), sentinel)
+	f.Add([]byte(proof+"STORED\r\nDELETED\r\n"), byte(0))
+	f.Add([]byte(proof+string(value)+string(good)+"\r\nEND\r\n"), byte(1))
+	f.Add([]byte(asked+"500000\r\nx"), byte(50))
 	// Shared by all executions: to make them takes longer than to use them.
 	in, scratch, vectors := make([]byte, bufferSize), make([]byte, 0, scratchSize), make([]unix.Iovec, 0, maxVectors)
 	w, d, r, v := write(2, kvstore.Any, block(2)), discard(3), read(1), read(1)
@@ -40,7 +47,11 @@ func FuzzServer(f *testing.F) {
 		s, err := Open(t.Context(), Config{Servers: []string{"127.0.0.1:1"}, Network: network})
 		want(t, err, nil)
 		defer s.Close()
-		want(t, s.Join(wiretest.Unproven{}), nil)
+		var place kvstore.Placement = wiretest.Unproven{}
+		if bytes.HasPrefix(answer, []byte(asked)) {
+			place = wiretest.Spread{N: 1}
+		}
+		want(t, s.Join(place), nil)
 		ch, err := s.Channel(t.Context())
 		want(t, err, nil)
 		defer ch.Close()
