@@ -2,6 +2,7 @@ package memcached
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"sync/atomic"
@@ -46,6 +47,7 @@ func appendBallastAdd(b []byte, i int) []byte {
 type ballast struct {
 	next    atomic.Uint32 // rotates, so that concurrent writes take different ones
 	missing missingItems  // lost to another client, or given to a vital block
+	sought  atomic.Bool   // seekBallast asked, or is about to
 }
 
 // missingItems is a set of ballast items.
@@ -93,8 +95,7 @@ func (s *server) missingBallast() (int, bool) {
 }
 
 // EnsureBallast adds the ballast items that are missing on each server. It must
-// be called before the store fills: CreateLayer does, and a daemon may at each
-// start. A server that has no room for all of them is not an error.
+// be called before the store fills: CreateLayer does. A server that has no room for all of them is not an error.
 func (s *Store) EnsureBallast(ctx context.Context) error {
 	for i := range s.servers {
 		if err := s.ensureBallast(ctx, s.servers[i]); err != nil {
@@ -132,4 +133,53 @@ func (s *Store) ensureBallast(ctx context.Context, srv *server) error {
 		}
 		return nil
 	})
+}
+
+// seekBallast finds out, beside the data path and once in the life of a store, which
+// items are missing: what was given away before this process began is then brought
+// back by its discards too. It adds nothing. While a write uses an item it looks
+// missing; that costs one item until the next discard.
+func (s *server) seekBallast() {
+	if s.ballast.sought.Swap(true) {
+		return
+	}
+	s.helpers.Go(func(ctx context.Context) {
+		err := s.findBallast(ctx)
+		var said *serverError // a proxy that does not know touch: the writes will find out
+		if err != nil && !errors.As(err, &said) {
+			s.ballast.sought.Store(false) // the next connection that is proven asks again
+		}
+	})
+}
+
+// findBallast asks by touch, whose answer has no value. None at all are no ballast
+// that was given away, but a server without a volume so far: whoever makes the first
+// one will add it.
+func (s *server) findBallast(ctx context.Context) error {
+	var cmd []byte
+	for i := range ballastItems {
+		cmd = append(appendBallastKey(append(cmd, "touch "...), i), " 0\r\n"...)
+	}
+	var missing []int
+	err := s.talk(ctx, cmd, func(in *lineReader) error {
+		for i := range ballastItems {
+			line, err := in.line()
+			switch {
+			case err != nil:
+				return err
+			case string(line) == "NOT_FOUND":
+				missing = append(missing, i)
+			case string(line) != "TOUCHED":
+				return &serverError{string(line)}
+			}
+		}
+		return nil
+	})
+	if err != nil || len(missing) == ballastItems {
+		return err
+	}
+	for _, i := range missing {
+		s.ballastLost(i)
+	}
+	return nil
 }

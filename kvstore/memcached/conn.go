@@ -416,6 +416,7 @@ func (c *conn) prove() error {
 	}
 	c.r += n
 	c.nowReady()
+	c.server.seekBallast()
 	return nil
 }
 

@@ -247,7 +247,7 @@ func (s *server) fresh(f func() error) error {
 // swapWithBallast is a cas for a full server: records of more than 192 bytes
 // share the slab class of the blocks, and a lease must be renewable.
 func (s *server) swapWithBallast(ctx context.Context, key string, version uint64, value []byte) error {
-	for range maxBallastTries {
+	for tries := 0; tries < maxBallastTries; {
 		i, ok := s.pickBallast(0)
 		if !ok {
 			return kvstore.ErrFull
@@ -280,6 +280,9 @@ func (s *server) swapWithBallast(ctx context.Context, key string, version uint64
 		}
 		if kinds[2] == replyFull {
 			s.ballastLost(i)
+		}
+		if kinds[0] != replyNotFound || kinds[2] != replyFull { // as in acceptBallast
+			tries++
 		}
 		switch kinds[1] {
 		case replyStored:

@@ -40,6 +40,8 @@ type request struct {
 	part uint8
 	// tries counts ballast items that did not help.
 	tries uint8
+	// gone: the ballast item that is being tried was not there.
+	gone bool
 	// more says that the next request in flight is another key of the same get.
 	more bool
 	// outcome of the middle command, while the last reply is awaited.
@@ -146,7 +148,8 @@ func (r *request) refusal() error {
 }
 
 // maxBallastTries bounds how many ballast items one write may try: others may
-// snatch the room that each makes, or have used it up before we were started.
+// snatch the room that each makes. An item that turns out to have been missing does
+// not count: it made no room, and now that it is marked nobody tries it again.
 const maxBallastTries = 32
 
 // full decides what an out-of-memory reply means. A failed replace, add or cas
@@ -228,6 +231,7 @@ func (r *request) acceptBallast(kind replyKind, n int) (int, bool, error, error)
 		if kind != replyDeleted && kind != replyNotFound {
 			return 0, false, nil, errMalformed
 		}
+		r.gone = kind == replyNotFound
 		return n, false, nil, nil
 	case 1:
 		r.outcome = kind
@@ -238,6 +242,9 @@ func (r *request) acceptBallast(kind replyKind, n int) (int, bool, error, error)
 	case replyStored, replyNotStored:
 	case replyFull:
 		r.server.ballastLost(i)
+		if r.gone {
+			r.tries--
+		}
 	default:
 		return 0, false, nil, errMalformed
 	}
