@@ -1,7 +1,6 @@
 package memcached
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -42,37 +41,59 @@ func (a Auth) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 // ErrAuth: the server wants a user and password, or other ones.
 var ErrAuth = errors.New("the server refuses us")
 
+// ErrUnprotected: the server serves everybody.
+var ErrUnprotected = errors.New("the server asks for no password: start it with -Y, or unset KVBFS_MEMCACHED_AUTH and KVBFS_MEMCACHED_AUTH_FILE")
+
+// unauthenticated is what memcached -Y says to who did not.
+const unauthenticated = "CLIENT_ERROR unauthenticated"
+
 // authenticate sends the password on a new connection, if there is one, and reads
-// the answer.
+// the answer. To a server without -Y the password would be an item, which everybody
+// can read: so that is found out first.
 func (s *server) authenticate(line io.ReadWriter) error {
 	a := s.store.cfg.Auth
 	if a == nil {
 		return nil
 	}
-	secret := a.User + " " + a.Password
-	if _, err := fmt.Fprintf(line, "set auth 0 0 %d\r\n%s\r\n", len(secret), secret); err != nil {
+	answer, err := ask(line, "version\r\n")
+	switch {
+	case err != nil:
 		return err
+	case strings.HasPrefix(answer, "VERSION "):
+		return ErrUnprotected
+	case answer != unauthenticated:
+		return fmt.Errorf("answer %q in place of a version or a refusal", answer)
+	}
+	secret := a.User + " " + a.Password
+	answer, err = ask(line, fmt.Sprintf("set auth 0 0 %d\r\n%s\r\n", len(secret), secret))
+	switch {
+	case err != nil:
+		return err
+	case answer == "STORED":
+		return nil
+	case strings.HasPrefix(answer, "CLIENT_ERROR") || strings.HasPrefix(answer, "ERROR"):
+		return fmt.Errorf("%w: user %s: %q", ErrAuth, a.User, answer)
+	}
+	return errMalformed
+}
+
+// ask sends a command whose answer is one line.
+func ask(line io.ReadWriter, cmd string) (string, error) {
+	if _, err := io.WriteString(line, cmd); err != nil {
+		return "", err
 	}
 	buf := make([]byte, 0, maxLine)
 	for {
-		n, err := line.Read(buf[len(buf):cap(buf)])
-		if buf = buf[:len(buf)+n]; n == 0 && err != nil {
-			return err
+		got, err := line.Read(buf[len(buf):cap(buf)])
+		if buf = buf[:len(buf)+got]; got == 0 && err != nil {
+			return "", err
 		}
-		answer, _, err := cutLine(buf)
+		answer, n, err := cutLine(buf)
 		switch {
-		case err != nil:
-			return err
-		case answer == nil:
-		case string(answer) == "STORED":
-			return nil
-		case bytes.HasPrefix(answer, []byte("CLIENT_ERROR")) || bytes.HasPrefix(answer, []byte("ERROR")):
-			return fmt.Errorf("%w: user %s: %q", ErrAuth, a.User, answer)
-		default:
-			return errMalformed
+		case err != nil || n > 0 && n < len(buf):
+			return "", errMalformed
+		case n > 0:
+			return string(answer), nil
 		}
 	}
 }
-
-// unauthenticated is what memcached -Y says to who did not.
-const unauthenticated = "CLIENT_ERROR unauthenticated"

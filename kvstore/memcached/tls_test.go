@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bradfitz/gomemcache/memcache"
+
 	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/memcached/memcachedtest"
 	"github.com/kvbfs/kvbfs/kvstore/storetest"
@@ -123,6 +125,36 @@ func withName(cfg *tls.Config, name string) *tls.Config {
 	cfg = cfg.Clone()
 	cfg.ServerName = name
 	return cfg
+}
+
+// TestServerWithoutPassword: a server that was started without -Y would keep the password
+// as an item, and serve everybody. It is not told, in no way of reaching it.
+func TestServerWithoutPassword(t *testing.T) {
+	certs := memcachedtest.NewCerts(t)
+	for name, c := range map[string]struct {
+		opts []memcachedtest.Option
+		tls  *tls.Config
+	}{
+		"unix": {nil, nil},
+		"tcp":  {[]memcachedtest.Option{memcachedtest.TCP()}, nil},
+		"tls":  {[]memcachedtest.Option{memcachedtest.TCP(), memcachedtest.TLS(certs)}, certs.Config(t, true)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := memcachedtest.Start(t, c.opts...)
+			s := openUnproven(t, Config{TLS: c.tls, Auth: &Auth{"alice", "s3cretword"}}, server.Addr())
+			_, err := s.Inspect(bg(t))
+			want(t, err, ErrUnprotected)
+			_, err = s.Control().Get(bg(t), 0, "kvbfs:none")
+			want(t, err, ErrUnprotected)
+			ctx, cancel := context.WithTimeout(bg(t), 500*time.Millisecond)
+			defer cancel()
+			w := write(1, kvstore.Any, block(1))
+			channelOf(t, s).Do(ctx, []*kvstore.Op{w})
+			want(t, w.Err, kvstore.ErrTimeout)
+			_, err = openAt(t, Config{TLS: c.tls}, server.Addr()).servers[0].client.Get("auth")
+			want(t, err, memcache.ErrCacheMiss)
+		})
+	}
 }
 
 // TestNothingInTheClear: what crosses the wire under memcached+tls is not readable.
