@@ -170,7 +170,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		}
 		srv.client = memcache.NewFromSelector(onlyServer{srv})
 		srv.client.Timeout = cfg.TryTimeout
-		srv.client.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return srv.dial(ctx) }
+		srv.client.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return srv.dialLeashed(ctx) }
 		s.servers = append(s.servers, srv)
 	}
 	return s, nil
