@@ -50,10 +50,21 @@ func (c *conn) tick(now time.Time) {
 }
 
 // lives says whether the server answers on a new connection.
-func (s *server) lives(ctx context.Context) bool {
+func (s *server) lives(ctx context.Context) bool { return s.answers(ctx) == nil }
+
+func (s *server) answers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	return s.talk(ctx, []byte("version\r\n"), func(in *lineReader) error { _, err := in.line(); return err }) == nil
+	return s.talk(ctx, []byte("version\r\n"), func(in *lineReader) error { _, err := in.line(); return err })
+}
+
+// awaited logs that a drain waits for any answer: other connections, whose outage is
+// another, may be healthy meanwhile, as at the server's limit of connections (-c).
+func (s *server) awaited() *wire.Outage {
+	return &wire.Outage{
+		Name: "memcached " + s.addr + ", asked whether it has dropped connections that requests wait for,",
+		Log:  s.store.cfg.Log,
+	}
 }
 
 // drain begins to wait for the end of a connection to a unix socket, whose
@@ -64,7 +75,8 @@ func (s *server) drain(fd int) *wire.Drain {
 	return wire.NewDrain(s.helpers, func(ctx context.Context) {
 		defer unix.Close(fd)
 		var heard time.Time // when the server first answered elsewhere
-		asked := time.Now()
+		since := time.Now()
+		asked, awaited := since, s.awaited()
 		for buf := make([]byte, 16<<10); ctx.Err() == nil; {
 			// It waits for wire.GraceMin: SO_RCVTIMEO.
 			n, err := wire.ReceiveBytes(fd, buf, true, false)
@@ -73,8 +85,11 @@ func (s *server) drain(fd int) *wire.Drain {
 			}
 			if heard.IsZero() && time.Since(asked) > time.Second {
 				asked = time.Now()
-				if s.lives(ctx) {
+				if err := s.answers(ctx); err == nil {
 					heard = asked
+					awaited.Healthy()
+				} else {
+					awaited.Trouble(since, err)
 				}
 			}
 			if !heard.IsZero() && time.Since(heard) > wire.DrainLimit {
@@ -89,10 +104,18 @@ func (s *server) drain(fd int) *wire.Drain {
 func (s *server) exorcise(ports map[int]bool) *wire.Drain {
 	var listed int
 	var err error
+	since, awaited := time.Now(), s.awaited()
 	asked := func(ctx context.Context) (has, answered bool) {
 		listed, err = s.lists(ctx, ports)
 		var said *serverError // it answers and cannot tell
-		return err != nil || listed != 0, err == nil || errors.As(err, &said)
+		answered = err == nil || errors.As(err, &said)
+		switch {
+		case answered:
+			awaited.Healthy()
+		case ctx.Err() == nil:
+			awaited.Trouble(since, err)
+		}
+		return err != nil || listed != 0, answered
 	}
 	return wire.StartDrain(s.helpers, asked, func() {
 		why := fmt.Sprintf("it still lists one, from local port %d,", listed)
@@ -199,6 +222,12 @@ func (s *server) talkMany(ctx context.Context, cmds [][]byte, read func(*lineRea
 	return nil
 }
 
+// errTooMany is what a server at its limit of connections (-c) says to a new one before
+// it closes it. It is no answer to anything: whoever serves connections did not say it.
+var errTooMany = fmt.Errorf("server said %q", tooMany)
+
+const tooMany = "ERROR Too many open connections"
+
 // lineReader reads reply lines of at most maxLine bytes.
 type lineReader struct {
 	conn net.Conn
@@ -212,6 +241,9 @@ func (in *lineReader) line() ([]byte, error) {
 		line, n, err := cutLine(in.buf[in.r:])
 		if err != nil {
 			return nil, err
+		}
+		if string(line) == tooMany {
+			return nil, errTooMany
 		}
 		if n > 0 {
 			in.r += n
