@@ -47,10 +47,11 @@ func (s *server) dial(ctx context.Context) (net.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.store.cfg.TryTimeout)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = line.SetDeadline(time.Unix(1, 0)) })
+	raw := line
+	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if s.store.cfg.TLS != nil {
-		c := tls.Client(line, s.tlsConfig())
+		c := tls.Client(raw, s.tlsConfig())
 		if err := c.HandshakeContext(ctx); err != nil {
 			line.Close()
 			return nil, untrusted(err)

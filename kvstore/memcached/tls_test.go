@@ -313,3 +313,18 @@ func BenchmarkSecured(b *testing.B) {
 		})
 	}
 }
+
+// TestGivenUpHandshake: a dial of the control plane may be given up at any moment of the
+// handshake and what follows it (for the race detector).
+func TestGivenUpHandshake(t *testing.T) {
+	server, cfg := secured(t)
+	s := openUnproven(t, cfg, server.Addr())
+	for i := range 200 {
+		ctx, cancel := context.WithCancel(bg(t))
+		time.AfterFunc(time.Duration(i)*100*time.Microsecond, cancel)
+		if c, err := s.servers[0].dial(ctx); err == nil {
+			c.Close()
+		}
+		cancel()
+	}
+}
