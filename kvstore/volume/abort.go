@@ -56,8 +56,7 @@ func (v *Volume) patient(ctx context.Context) (limited context.Context, done fun
 	return limited, func() { stop(); cancel() }
 }
 
-// abandon ends an aborted volume as a crash would. Nobody uses it and the name is
-// locked.
+// abandon ends a volume as a crash would. Nobody uses it and the name is locked.
 func (v *Volume) abandon() {
 	v.reaper.halt()
 	if l := v.lease.Load(); l != nil && v.writable.Load() {
@@ -74,7 +73,7 @@ func (v *Volume) abandon() {
 	if sf := v.state; sf != nil {
 		v.state = nil
 		sf.unlock()
-		v.set.logf("volume %s: closed after the abort; what was acknowledged and is not flushed is in %s, and is stored when the volume is opened here again", v.name, sf.path)
+		v.set.logf("volume %s: closed as a crash leaves it; what was acknowledged and is not flushed is in %s, and is stored when the volume is opened here again", v.name, sf.path)
 	}
 }
 

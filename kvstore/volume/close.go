@@ -13,7 +13,8 @@ import (
 // flushes, drains the pending deletions and releases the lease; if that fails
 // the error is returned and the volume stays open for another try. Only when
 // trying again cannot help, because the lease or a server's data is lost, it is
-// closed all the same.
+// closed all the same: as a crash would leave it, if what the other servers should
+// have could not be stored either.
 func (v *Volume) Close(ctx context.Context) error {
 	unlock, err := v.set.lockName(ctx, v.name)
 	if err != nil {
@@ -46,15 +47,21 @@ func (v *Volume) closeLocked(ctx context.Context) error {
 	}()
 	var err error
 	if v.writable.Load() {
+		keep := false
 		if err = ErrVolumeAborted; !v.aborted.Load() {
 			limited, done := v.patient(ctx)
-			err = v.endWriting(limited)
+			keep, err = v.endWriting(limited)
 			done()
 		}
 		if err != nil && v.aborted.Load() {
 			v.abandon()
 			closed = true
 			return nil
+		}
+		if keep {
+			v.abandon()
+			closed = true
+			return err
 		}
 		if err != nil && !errors.Is(err, pool.ErrHeld) && !errors.Is(err, kvstore.ErrServerLost) {
 			return fmt.Errorf("close volume %s: %w", v.name, err)
@@ -77,9 +84,11 @@ func (v *Volume) closeLocked(ctx context.Context) error {
 	return err
 }
 
-// endWriting stores what is left and releases the lease. Nobody uses the volume.
-func (v *Volume) endWriting(ctx context.Context) error {
-	err := v.set.withChannel(ctx, func(ch kvstore.Channel) error {
+// endWriting stores what is left and releases the lease. keep says that the local
+// state alone has what servers that are left should have: the lease is kept, or the
+// next open would drop it. Nobody uses the volume.
+func (v *Volume) endWriting(ctx context.Context) (keep bool, err error) {
+	err = v.set.withChannel(ctx, func(ch kvstore.Channel) error {
 		if err := v.drain(ctx, ch); err != nil {
 			return err
 		}
@@ -90,26 +99,31 @@ func (v *Volume) endWriting(ctx context.Context) error {
 		// The rest is stored as well as it can be, or blocks on the servers that are
 		// left would be holes; then the holder's place is free.
 		rest := v.set.withChannel(ctx, func(ch kvstore.Channel) error { return v.storeRest(ctx, ch) })
-		if rest != nil && !errors.Is(rest, kvstore.ErrServerLost) {
-			v.set.logf("volume %s: part of the presence map cannot be stored: %v", v.name, rest)
+		lost := rest == nil || errors.Is(rest, kvstore.ErrServerLost)
+		if !lost {
+			v.set.logf("volume %s: part of what the servers that are left should have cannot be stored: %v", v.name, rest)
 		}
-		return errors.Join(err, lease.Release(ctx))
+		if lost || errors.Is(rest, pool.ErrHeld) { // somebody else wrote since: nobody will store it
+			return false, errors.Join(err, lease.Release(ctx))
+		}
+		return true, fmt.Errorf("%w; on the servers that are left: %w", err, rest)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	// From here on the local state is worth nothing: all of it is stored.
 	if err := v.state.void(); err != nil {
-		return err
+		return false, err
 	}
 	if err = lease.Release(ctx); err != nil && !errors.Is(err, pool.ErrHeld) {
 		err = errors.Join(err, v.state.unvoid()) // it stays open
 	}
-	return err
+	return false, err
 }
 
 // storeRest stores the pages that changed, and what was acknowledged before it was
-// stored, as far as their servers are left.
+// stored, as far as their servers are left. An error that is not of a lost server is
+// told rather than one that is.
 func (v *Volume) storeRest(ctx context.Context, ch kvstore.Channel) error {
 	m := v.m.Load()
 	if m == nil {
@@ -119,7 +133,7 @@ func (v *Volume) storeRest(ctx context.Context, ch kvstore.Channel) error {
 	if v.set.opt.Closed == nil {
 		return err // no server need be waited for: all of it is stored
 	}
-	if rest := v.flushStore(ctx, ch); err == nil {
+	if rest := v.flushStore(ctx, ch); rest != nil && (err == nil || errors.Is(err, kvstore.ErrServerLost)) {
 		err = rest
 	}
 	return err

@@ -69,8 +69,9 @@ func (v *Volume) FlushFails() error {
 
 // storeDirty stores the level 0 pages that changed. A page's flag goes before its
 // copy is taken, so what changes later is stored later; a page that could not be
-// stored, also because a panic came between, is dirty again. The caller holds
-// v.gate.
+// stored, also because a panic came between, is dirty again. Of several errors it
+// tells one that is not of a lost server: that page could still be stored. The caller
+// holds v.gate.
 func (v *Volume) storeDirty(ctx context.Context, ch kvstore.Channel, m *presence) error {
 	var pages []pageStore
 	generation := v.lease.Load().Generation()
@@ -80,7 +81,9 @@ func (v *Volume) storeDirty(ctx context.Context, ch kvstore.Channel, m *presence
 			p := &pages[i]
 			if p.err != nil || p.next != pageDone {
 				setBit(m.dirty, p.id.n)
-				failed = p.err
+				if failed == nil || p.err != nil && !errors.Is(p.err, kvstore.ErrServerLost) {
+					failed = p.err
+				}
 			}
 		}
 		pages = pages[:0]
