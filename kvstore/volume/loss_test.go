@@ -275,3 +275,109 @@ func TestServerLostOthersKept(t *testing.T) {
 		t.Fatalf("only %d pages are on the other servers", kept)
 	}
 }
+
+// TestRecoverStoresUpperPages: a page above the lowest level that the store lost while a
+// crash left the map here is stored again by the recovery, as the lowest ones are.
+func TestRecoverStoresUpperPages(t *testing.T) {
+	for _, size := range []int64{2, bitsPerPage + 1} { // of two levels, and of three
+		for _, repair := range []bool{false, true} {
+			r := newRig(t, "mem")
+			r.create("v", size*bitsPerPage*kvstore.BlockSize)
+			v := r.open("v")
+			r.write(v, 0, pattern(kvstore.BlockSize, 1))
+			r.flush(v)
+			r.crash()
+			for level := uint8(1); level < MapHeight(v.Size()); level++ {
+				if !r.mem().Drop(pageID{level, 0}.key(v.layer)) {
+					t.Fatal("nothing dropped")
+				}
+			}
+			if repair {
+				_, err := r.set.Repair(ctx, "v", nil)
+				must(t, err)
+			} else {
+				must(t, r.open("v").Close(ctx))
+			}
+			v = r.open("v")
+			for _, at := range []int64{1, bitsPerPage + 5} {
+				if err := r.do(Request{Kind: Read, Vol: v, Off: at * kvstore.BlockSize, Data: make([]byte, kvstore.BlockSize)}); err != nil {
+					t.Errorf("repair %v: block %d, a hole: %v", repair, at, err)
+				}
+			}
+			if rec, err := r.pool.Volume(ctx, "v"); err != nil || rec.Damaged {
+				t.Errorf("repair %v: marked as damaged (%v)", repair, err)
+			}
+		}
+	}
+}
+
+// TestLostCloseGivenUp: one server was emptied and another one is silent, so the last
+// close is given up. What the latter had acknowledged is no hole afterwards.
+func TestLostCloseGivenUp(t *testing.T) {
+	r := newRig(t, "mem3")
+	r.create("v", 1024*kvstore.BlockSize)
+	v := r.open("v")
+	r.write(v, 0, pattern(kvstore.BlockSize, 9))
+	r.flush(v)
+	lost := 1
+	if r.pool.Server(pageID{0, 0}.key(v.layer)) == lost {
+		lost = 2
+	}
+	r.mem().Forget(lost)
+	if err := r.do(Request{Kind: Flush, Vol: v}); !errors.Is(err, kvstore.ErrServerLost) {
+		t.Fatal(err)
+	}
+	at := int64(64)
+	for r.pool.Server(v.blockKey(uint64(at))) == lost {
+		at++
+	}
+	want := pattern(kvstore.BlockSize, 1)
+	r.write(v, at*kvstore.BlockSize, want)
+	over, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	before := func(_ context.Context, ops []*kvstore.Op) {
+		if ops[0].Key.Kind == kvstore.KindMap {
+			giveUp() // while the page's server is silent
+		}
+	}
+	r.store.before.Store(&before)
+	if err := v.Close(over); !errors.Is(err, kvstore.ErrServerLost) || !errors.Is(err, kvstore.ErrAborted) {
+		t.Fatal(err)
+	}
+	r.store.before.Store(nil)
+	must(t, r.reopen(true))
+	must(t, r.pool.AcceptLost(ctx))
+	must(t, r.reopen(false))
+	_, err := r.set.Repair(ctx, "v", nil)
+	must(t, err)
+	r.newWorker()
+	if got := r.read(r.open("v"), at*kvstore.BlockSize, kvstore.BlockSize); !bytes.Equal(got, want) {
+		t.Errorf("what a server that is left had acknowledged: %s", firstDiff(got, want))
+	}
+}
+
+// TestErrorOfAllPages: of the errors of several pages, the one after which a page could
+// still be stored is told, in whatever order they come.
+func TestErrorOfAllPages(t *testing.T) {
+	for first := range 2 {
+		r := newRig(t, "mem")
+		r.create("v", 4*bitsPerPage*kvstore.BlockSize)
+		v := r.open("v")
+		for p := range int64(4) {
+			r.write(v, p*bitsPerPage*kvstore.BlockSize, pattern(kvstore.BlockSize, 1))
+		}
+		after := func(ops []*kvstore.Op) {
+			for _, op := range ops {
+				if op.Key.Kind == kvstore.KindMap {
+					op.Err = [2]error{kvstore.ErrServerLost, kvstore.ErrTimeout}[(op.Key.Number+uint64(first))%2]
+				}
+			}
+		}
+		r.store.after.Store(&after)
+		err := r.set.withChannel(ctx, func(ch kvstore.Channel) error { return v.flushMap(ctx, ch, v.m.Load()) })
+		r.store.after.Store(nil)
+		if !errors.Is(err, kvstore.ErrTimeout) {
+			t.Error(err)
+		}
+	}
+}

@@ -24,7 +24,7 @@ func (v *Volume) makeMap(ctx context.Context, sf *stateFile, rec pool.Volume, he
 	v.state = sf
 	err = s.withChannel(ctx, func(ch kvstore.Channel) error {
 		if resumed {
-			return v.recover(ctx, ch, m)
+			return v.recover(ctx, ch, m, rec.MapHeight)
 		}
 		if err := sf.setHead(head, stateVoid); err != nil {
 			return err
@@ -53,8 +53,10 @@ func (v *Volume) makeMap(ctx context.Context, sf *stateFile, rec pool.Volume, he
 
 // recover goes on where a crashed daemon was: its map is in m. Every page is
 // stored, with the generation that it had, because a page may have changed
-// without its dirty flag being set yet.
-func (v *Volume) recover(ctx context.Context, ch kvstore.Channel, m *presence) error {
+// without its dirty flag being set yet, and because the store may have lost one
+// meanwhile: above level 0 nothing would store it again, and the next open would
+// take its whole range for lost.
+func (v *Volume) recover(ctx context.Context, ch kvstore.Channel, m *presence, height uint8) error {
 	m.recount()
 	for p := range m.pages() {
 		setBit(m.dirty, p)
@@ -65,6 +67,16 @@ func (v *Volume) recover(ctx context.Context, ch kvstore.Channel, m *presence) e
 	defer v.gate.unlock()
 	if err := v.storeDirty(ctx, ch, m); err != nil {
 		return err
+	}
+	for level := uint8(1); level < height; level++ {
+		var err error
+		eachBit(m.bits[level+1], func(n uint64) bool {
+			err = v.storeUpper(ctx, ch, m, pageID{level, n})
+			return err == nil
+		})
+		if err != nil {
+			return err
+		}
 	}
 	v.set.logf("volume %s: recovered from a crash: %d blocks, %d of them to be deleted", v.name, m.count.Load(), m.pend.Load())
 	return nil
@@ -94,12 +106,17 @@ func (v *Volume) storeLostPages(ctx context.Context, ch kvstore.Channel, l *load
 			setBit(l.m.dirty, id.n)
 			continue
 		}
-		data := make([]byte, kvstore.BlockSize)
-		ver := pageVersion{v.lease.Load().Generation(), v.nextSeq(l.m, id)}
-		putPage(data, v.layer, id, ver, l.m.bits[id.level][id.n*wordsPerPage:(id.n+1)*wordsPerPage])
-		if err := v.storeOne(ctx, ch, id, data, kvstore.Same); err != nil {
+		if err := v.storeUpper(ctx, ch, l.m, id); err != nil {
 			return err
 		}
 	}
 	return v.storeDirty(ctx, ch, l.m)
+}
+
+// storeUpper stores a page above level 0 as it is in memory. The caller holds v.gate.
+func (v *Volume) storeUpper(ctx context.Context, ch kvstore.Channel, m *presence, id pageID) error {
+	data := make([]byte, kvstore.BlockSize)
+	ver := pageVersion{v.lease.Load().Generation(), v.nextSeq(m, id)}
+	putPage(data, v.layer, id, ver, m.bits[id.level][id.n*wordsPerPage:(id.n+1)*wordsPerPage])
+	return v.storeOne(ctx, ch, id, data, kvstore.Same)
 }

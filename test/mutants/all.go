@@ -99,7 +99,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "the state file is not recovered", File: "kvstore/volume/recover.go",
-		Old: "		if resumed {\n			return v.recover(ctx, ch, m)\n		}\n", New: "		if resumed {\n			clear(m.bits[0])\n			return v.recover(ctx, ch, m)\n		}\n",
+		Old: "		if resumed {\n			return v.recover(ctx, ch, m, rec.MapHeight)\n		}\n", New: "		if resumed {\n			clear(m.bits[0])\n			return v.recover(ctx, ch, m, rec.MapHeight)\n		}\n",
 		Package: "kvstore/volume", Test: "TestReadOnlyAfterCrash",
 	},
 	{
