@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -131,5 +133,40 @@ func TestConsents(t *testing.T) {
 	}
 	if list, err := p.Consents(ctx, v.UUID); err != nil || len(list) != 0 {
 		t.Error("kept after the volume was removed", list, err)
+	}
+}
+
+// TestConsentsCorrupt: a list of consents that no server has intact is begun anew.
+func TestConsentsCorrupt(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, servers := range []int{1, 2} {
+		p := open(t, mem.New(mem.Config{Servers: servers}), Options{})
+		makeReady(t, p, "v")
+		v, err := p.Volume(ctx, "v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.AddConsent(ctx, v.UUID, Consent{Time: time.Now().UTC(), Lost: 1}); err != nil {
+			t.Fatal(err)
+		}
+		name := p.consentsName(v.UUID)
+		for i := range servers {
+			rec, err := p.ctl.Get(ctx, i, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bad := bytes.Clone(rec.Value)
+			bad[len(bad)-1] ^= 1
+			if err := p.ctl.Swap(ctx, i, name, rec, bad); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.AddConsent(ctx, v.UUID, Consent{Time: time.Now().UTC(), Lost: 2}); err != nil {
+			t.Fatalf("%d servers: %v", servers, err)
+		}
+		if list, err := p.Consents(ctx, v.UUID); err != nil || len(list) != 1 || list[0].Lost != 2 {
+			t.Errorf("%d servers: %+v, %v", servers, list, err)
+		}
 	}
 }

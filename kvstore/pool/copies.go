@@ -42,7 +42,8 @@ func (p *Pool) get(ctx context.Context, server int, name string, kind recordKind
 }
 
 // load reads a record from the master and, if it is lost or corrupt there, puts
-// it back from the newest copy. ErrAbsent if no server has it.
+// it back from the newest copy. ErrAbsent if no server has it; ErrCorrupt, with what is
+// there in raw, if none has it intact.
 func (p *Pool) load(ctx context.Context, t *table, name string, kind recordKind) (stored, error) {
 	s, err := p.get(ctx, t.master, name, kind)
 	if !errors.Is(err, kvstore.ErrAbsent) && !errors.Is(err, kvstore.ErrCorrupt) {
@@ -53,7 +54,7 @@ func (p *Pool) load(ctx context.Context, t *table, name string, kind recordKind)
 	case copyErr != nil:
 		return stored{}, copyErr
 	case !ok:
-		return stored{}, err
+		return s, err // its raw, so that a corrupt record can be replaced
 	case p.looking:
 		return copy, nil
 	}
