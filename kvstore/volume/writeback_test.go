@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"testing"
@@ -216,6 +217,48 @@ func TestDeferredAgainstDiscard(t *testing.T) {
 	d.write(v, 0, fresh)
 	d.store.after.Store(nil)
 	if once || d.deferred() == before {
+		t.Fatal("the write was not deferred")
+	}
+	if got := d.read(v, 0, kvstore.BlockSize); !bytes.Equal(got, fresh) {
+		t.Errorf("read: %s", firstDiff(got, fresh))
+	}
+	d.crash()
+	v = d.open("v")
+	if got := d.read(v, 0, kvstore.BlockSize); bytes.Equal(got, old) {
+		t.Error("the discard, which was flushed, is undone: the block is what it was before it")
+	}
+}
+
+// The same with the discard, and its flush, before the write is deferred: that flush has
+// nothing of it to wait for.
+func TestDeferredAfterFlushedDiscard(t *testing.T) {
+	d := newDeferRig(t, mem.Config{}, writeback.Config{MaxDirty: 1 << 20, MaxAge: time.Hour})
+	d.create("v", 64*kvstore.BlockSize)
+	v := d.open("v")
+	old, fresh := pattern(kvstore.BlockSize, 1), pattern(kvstore.BlockSize, 2)
+	d.write(v, 0, old)
+	d.flush(v)
+	once := true
+	deferred := d.deferred()
+	before := func(_ context.Context, ops []*kvstore.Op) {
+		// The write has its claim and has found the block present.
+		if ops[0].Code == kvstore.Write && ops[0].Key.Kind == kvstore.KindBlock && once {
+			once = false
+			other, err := d.set.Worker(ctx)
+			must(t, err)
+			reqs := []*Request{{Kind: Discard, Vol: v, N: kvstore.BlockSize}}
+			other.Do(ctx, reqs)
+			must(t, reqs[0].Err)
+			reqs[0].Kind = Flush
+			other.Do(ctx, reqs)
+			must(t, reqs[0].Err)
+			must(t, other.Close())
+		}
+	}
+	d.store.before.Store(&before)
+	d.write(v, 0, fresh)
+	d.store.before.Store(nil)
+	if once || d.deferred() == deferred {
 		t.Fatal("the write was not deferred")
 	}
 	if got := d.read(v, 0, kvstore.BlockSize); !bytes.Equal(got, fresh) {

@@ -56,7 +56,7 @@ var WriteBack = []Mutant{
 	{
 		Name: "a deferred write brings back what was discarded meanwhile", File: "kvstore/volume/settle.go",
 		Old: "	if !s.op.Deferred && (!s.partial()", New: "	if (!s.partial()",
-		Package: "kvstore/volume", Test: "TestDeferredAgainstDiscard",
+		Package: "kvstore/volume", Test: "TestDeferredAfterFlushedDiscard",
 	},
 	{
 		Name: "a flush does not store what was acknowledged before, seen by a successor", File: "cache/writeback/channel.go",
