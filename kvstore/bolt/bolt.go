@@ -14,8 +14,12 @@
 // # Data flow
 //
 // Channel.Do does all reads of a batch in one read transaction, and all writes and
-// discards in one write transaction, which is on disk when it returns. So Flush has
-// nothing left to do.
+// discards in one write transaction, which is on disk when it returns; very large
+// discards take several. So Flush has nothing left to do.
+//
+// bbolt maps the file into memory. What cannot be read, because the disk fails or
+// somebody cut the file, is a fault then, and damage makes bbolt panic: both become
+// errors (guard), and the transaction is rolled back.
 //
 // # Locks
 //
@@ -28,6 +32,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -54,6 +59,8 @@ type Store struct {
 	db     *bbolt.DB
 	joined atomic.Bool
 	closed atomic.Bool
+	// stuck: bbolt could not begin a transaction and keeps its locks, for ever.
+	stuck atomic.Bool
 }
 
 var _ kvstore.Store = (*Store)(nil)
@@ -66,7 +73,7 @@ func Open(path string) (s *Store, err error) {
 		if err != nil {
 			return err
 		}
-		return s.db.Update(func(tx *bbolt.Tx) error {
+		return s.update(func(tx *bbolt.Tx) error {
 			for _, name := range [][]byte{layersBucket, claimsBucket, recordsBucket} {
 				if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 					return err
@@ -78,7 +85,7 @@ func Open(path string) (s *Store, err error) {
 	if err == nil {
 		return s, nil
 	}
-	if s.db != nil {
+	if s.db != nil && !s.stuck.Load() {
 		_ = s.db.Close()
 	}
 	if errors.Is(err, bberrors.ErrTimeout) {
@@ -87,10 +94,18 @@ func Open(path string) (s *Store, err error) {
 	return nil, &kvstore.OpError{Op: "open", Server: path, Err: err}
 }
 
-// guard turns a panic of bbolt, which is how it meets a damaged file, into an error.
+// errStuck: the file's first pages, without which there is no transaction, were damaged.
+var errStuck = fmt.Errorf("%w: the file is damaged: its beginning could not be read; it can be opened again by another process only", kvstore.ErrCorrupt)
+
+// guard turns a panic of bbolt, which is how it meets a damaged file, into an error,
+// and so a fault in the mapped file, which else ends the process.
 func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		if fault, ok := p.(interface{ Addr() uintptr }); ok {
+			err = fmt.Errorf("%w: the file is damaged: a part of it cannot be read (it was cut, or the disk fails): fault at %#x", kvstore.ErrCorrupt, fault.Addr())
+		} else if p != nil {
 			err = fmt.Errorf("%w: the file is damaged: %v", kvstore.ErrCorrupt, p)
 		}
 	}()
@@ -98,12 +113,43 @@ func guard(f func() error) (err error) {
 }
 
 // view and update run one transaction.
-func (s *Store) view(f func(*bbolt.Tx) error) error {
-	return guard(func() error { return s.db.View(f) })
+func (s *Store) view(f func(*bbolt.Tx) error) error { return s.transact(false, f) }
+
+func (s *Store) update(f func(*bbolt.Tx) error) error { return s.transact(true, f) }
+
+// transact ends the transaction whatever happens. bbolt's own View and Update do not:
+// after a panic they read the list of free pages from the file again, and if that
+// panics too the writers' lock stays locked. Rollback reads nothing; what a commit that
+// panicked had taken of the free pages stays unused.
+func (s *Store) transact(write bool, f func(*bbolt.Tx) error) error {
+	if s.stuck.Load() {
+		return errStuck
+	}
+	return guard(func() error {
+		tx, err := s.begin(write)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback() }() // ErrTxClosed after a commit
+		if err := f(tx); err != nil || !write {
+			return err
+		}
+		return tx.Commit()
+	})
 }
 
-func (s *Store) update(f func(*bbolt.Tx) error) error {
-	return guard(func() error { return s.db.Update(f) })
+// begin begins a transaction. bbolt reads the file's first pages under its locks and
+// keeps those when it panics.
+func (s *Store) begin(write bool) (tx *bbolt.Tx, err error) {
+	begun := false // a panic leaves it so
+	defer func() {
+		if !begun {
+			s.stuck.Store(true)
+		}
+	}()
+	tx, err = s.db.Begin(write)
+	begun = true
+	return tx, err
 }
 
 // classify maps what a transaction can meet to the contract's errors.
@@ -277,6 +323,9 @@ func (s *Store) Locate(k kvstore.Key) kvstore.Location {
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
+	}
+	if s.stuck.Load() {
+		return nil // it would wait for bbolt's locks; nothing is left to be written
 	}
 	return s.db.Close()
 }

@@ -1,9 +1,9 @@
 package bolt
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 
 	"go.etcd.io/bbolt"
 
@@ -34,7 +34,7 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 		writes = writes || op.Err == nil && op.Code != kvstore.Read
 	}
 	if writes {
-		c.change(ops)
+		c.change(ctx, ops)
 	}
 	if reads {
 		c.read(ops)
@@ -83,10 +83,42 @@ func check(op *kvstore.Op) error {
 	return nil
 }
 
-// change does all writes and discards in one transaction. If that fails none is done.
-func (c *channel) change(ops []*kvstore.Op) {
-	err := classify(c.store.update(func(tx *bbolt.Tx) error {
-		for _, op := range ops {
+// maxDiscard is how many blocks one transaction drops: it holds up every other
+// change, and its memory grows with it.
+const maxDiscard = 10_000
+
+// change does all writes and discards in one transaction, and what is left of very
+// large discards, with what comes behind them, in further ones. Of a transaction that
+// fails nothing is done.
+func (c *channel) change(ctx context.Context, ops []*kvstore.Op) {
+	from := uint64(0)
+	for {
+		done, next, err := c.changeSome(ops, from)
+		if err == nil {
+			if ops, from = ops[done:], next; len(ops) == 0 {
+				return
+			}
+			err = c.usable(ctx)
+		}
+		if err != nil {
+			for _, op := range ops {
+				if op.Err == nil && op.Code != kvstore.Read {
+					op.Err = err
+				}
+			}
+			return
+		}
+	}
+}
+
+// changeSome does the first operations in one transaction, up to a discard of which
+// something is left, from block next on. from is that of the first operation: what was
+// written behind a discard since stays.
+func (c *channel) changeSome(ops []*kvstore.Op, from uint64) (done int, next uint64, err error) {
+	err = classify(c.store.update(func(tx *bbolt.Tx) error {
+		room := maxDiscard
+		for ; done < len(ops); done, from = done+1, 0 {
+			op := ops[done]
 			if op.Err != nil || op.Code == kvstore.Read {
 				continue
 			}
@@ -102,7 +134,7 @@ func (c *channel) change(ops []*kvstore.Op) {
 				continue
 			}
 			if op.Code == kvstore.Discard {
-				if err := discard(b, op); err != nil {
+				if next, err = discard(b, op, from, &room); err != nil || room == 0 {
 					return err
 				}
 				continue
@@ -116,29 +148,31 @@ func (c *channel) change(ops []*kvstore.Op) {
 		}
 		return nil
 	}))
-	if err == nil {
-		return
-	}
-	for _, op := range ops {
-		if op.Err == nil && op.Code != kvstore.Read {
-			op.Err = err
-		}
-	}
+	return done, next, err
 }
 
-// discard removes the blocks of an extent that exist.
-func discard(b *bbolt.Bucket, op *kvstore.Op) error {
-	first, end := blockName(op.Key.Number), blockName(op.Key.Number+uint64(max(op.Count, 1)))
+// discard removes the blocks of an extent that exist, from a block on, as long as there
+// is room for more, and says where it goes on.
+func discard(b *bbolt.Bucket, op *kvstore.Op, from uint64, room *int) (next uint64, err error) {
+	end := op.Key.Number + uint64(max(op.Count, 1))
 	c := b.Cursor()
-	for k, _ := c.Seek(first); k != nil && bytes.Compare(k, end) < 0; k, _ = c.Seek(first) {
+	for next = max(from, op.Key.Number); *room > 0; *room-- {
+		// Never from the beginning again: pages that were emptied stay until the commit,
+		// and all of them would be passed each time.
+		k, _ := c.Seek(blockName(next))
+		if k == nil || binary.BigEndian.Uint64(k) >= end {
+			return end, nil
+		}
+		next = binary.BigEndian.Uint64(k) + 1
 		if err := c.Delete(); err != nil {
-			return err
+			return next, err
 		}
 	}
-	return nil
+	return next, nil
 }
 
-// read does all reads in one transaction.
+// read does all reads in one transaction. If a part of the file cannot be read, each
+// is done in its own, so that it costs nothing else its result.
 func (c *channel) read(ops []*kvstore.Op) {
 	err := classify(c.store.view(func(tx *bbolt.Tx) error {
 		for _, op := range ops {
@@ -167,8 +201,12 @@ func (c *channel) read(ops []*kvstore.Op) {
 	if err == nil {
 		return
 	}
-	for _, op := range ops {
-		if op.Err == nil && op.Code == kvstore.Read {
+	for i, op := range ops {
+		switch {
+		case op.Err != nil || op.Code != kvstore.Read:
+		case len(ops) > 1 && errors.Is(err, kvstore.ErrCorrupt):
+			c.read(ops[i : i+1])
+		default:
 			op.Err = err
 		}
 	}
