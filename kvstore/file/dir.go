@@ -46,25 +46,42 @@ func checkDir(dir string) error {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
 		return refuse("belongs to user %d and you are %d; use a directory of your own, or run as its owner", st.Uid, os.Geteuid())
 	}
-	text, err := os.ReadFile(filepath.Join(dir, marker))
-	switch {
-	case err == nil && string(text) == markerText:
-		return nil
-	case err == nil:
-		return refuse("made by another version of kvbfs (%s says %.40q)", marker, text)
-	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("file store: %w", err)
+	stranger := ""
+	for {
+		text, err := os.ReadFile(filepath.Join(dir, marker))
+		switch {
+		case err == nil && string(text) == markerText:
+			return nil
+		case err == nil:
+			return refuse("made by another version of kvbfs (%s says %.40q)", marker, text)
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("file store: %w", err)
+		}
+		if stranger != "" {
+			return refuse("holds other things (%s) and no store; name an empty or new directory", stranger)
+		}
+		if stranger, err = firstStranger(dir); err != nil {
+			return fmt.Errorf("file store: %w", err)
+		}
+		if stranger == "" {
+			return nil
+		}
+		// Or somebody else makes a store here at this moment: the marker comes first.
 	}
+}
+
+// firstStranger returns the first name in a directory that is not harmless, if any.
+func firstStranger(dir string) (string, error) {
 	names, err := os.ReadDir(dir)
 	if err != nil {
-		return fmt.Errorf("file store: %w", err)
+		return "", err
 	}
 	for _, e := range names {
 		if !harmless[e.Name()] {
-			return refuse("holds other things (%s) and no store; name an empty or new directory", e.Name())
+			return e.Name(), nil
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // makeTop makes the store's directory, so that the lock file can be in it. It

@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -264,5 +266,28 @@ func raiseCounter(t *testing.T, dir string) {
 		case !errors.Is(err, kvstore.ErrConflict):
 			t.Fatal(err)
 		}
+	}
+}
+
+// Of those who use a new directory at once nobody is told that it holds other things.
+func TestFirstUsers(t *testing.T) {
+	top := t.TempDir()
+	for i := range 300 {
+		dir := filepath.Join(top, strconv.Itoa(i))
+		var all sync.WaitGroup
+		for n := range 4 {
+			all.Go(func() {
+				s, err := file.Open(dir, file.Options{NoSync: true})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer s.Close()
+				if err := s.Control().Add(context.Background(), 0, "a:"+strconv.Itoa(n), nil); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
 	}
 }
