@@ -94,24 +94,26 @@ func (s *server) missingBallast() (int, bool) {
 	return 0, false
 }
 
-// EnsureBallast adds the ballast items that are missing on each server. It must
-// be called before the store fills: CreateLayer does. A server that has no room for all of them is not an error.
+// EnsureBallast adds the ballast items that are missing on each server. It must be
+// called before the store fills: CreateLayer does. A server that has no room for all
+// of them is not an error.
 func (s *Store) EnsureBallast(ctx context.Context) error {
 	for i := range s.servers {
-		if err := s.ensureBallast(ctx, s.servers[i]); err != nil {
+		if err := s.servers[i].ensureBallast(ctx); err != nil {
 			return &kvstore.OpError{Op: "ensure ballast", Server: s.servers[i].addr, Err: err}
 		}
 	}
 	return nil
 }
 
-func (s *Store) ensureBallast(ctx context.Context, srv *server) error {
+func (s *server) ensureBallast(ctx context.Context) error {
 	var cmds [][]byte
 	for i := range ballastItems {
 		cmd := append(appendBallastAdd(nil, i), ballastZeros[:]...)
 		cmds = append(cmds, append(cmd, "\r\n"...))
 	}
-	return srv.talkMany(ctx, cmds, func(in *lineReader) error {
+	var full []int
+	err := s.talkMany(ctx, cmds, func(in *lineReader) error {
 		for i := range ballastItems {
 			line, err := in.line()
 			if err != nil {
@@ -122,9 +124,9 @@ func (s *Store) ensureBallast(ctx context.Context, srv *server) error {
 			case err != nil:
 				return err
 			case rep.kind == replyStored || rep.kind == replyNotStored:
-				srv.ballastBack(i)
+				s.ballastBack(i)
 			case rep.kind == replyFull:
-				srv.ballastLost(i)
+				full = append(full, i)
 			case rep.kind == replyTooLarge:
 				return errTooLarge
 			default:
@@ -133,36 +135,53 @@ func (s *Store) ensureBallast(ctx context.Context, srv *server) error {
 		}
 		return nil
 	})
+	if err != nil || len(full) == 0 {
+		return err
+	}
+	// A full server takes memory before it looks whether the item is there: it says
+	// that of items that are there, too.
+	var said *serverError
+	if err = s.findBallast(ctx, full); errors.As(err, &said) {
+		return nil // a proxy that does not know touch: the writes will find out
+	}
+	return err
 }
 
 // seekBallast finds out, beside the data path and once in the life of a store, which
 // items are missing: what was given away before this process began is then brought
-// back by its discards too. It adds nothing. While a write uses an item it looks
-// missing; that costs one item until the next discard.
+// back by its discards too. It adds nothing.
 func (s *server) seekBallast() {
 	if s.ballast.sought.Swap(true) {
 		return
 	}
 	s.helpers.Go(func(ctx context.Context) {
-		err := s.findBallast(ctx)
-		var said *serverError // a proxy that does not know touch: the writes will find out
+		err := s.findBallast(ctx, allBallast())
+		var said *serverError // as above
 		if err != nil && !errors.As(err, &said) {
 			s.ballast.sought.Store(false) // the next connection that is proven asks again
 		}
 	})
 }
 
-// findBallast asks by touch, whose answer has no value. None at all are no ballast
-// that was given away, but a server without a volume so far: whoever makes the first
-// one will add it.
-func (s *server) findBallast(ctx context.Context) error {
-	var cmd []byte
+func allBallast() (items []int) {
 	for i := range ballastItems {
+		items = append(items, i)
+	}
+	return items
+}
+
+// findBallast marks those of the items that are missing. It asks by touch, whose answer
+// has no value. All 256 are no ballast that was given away, but a server without a
+// volume so far: whoever makes the first one will add it. While a write uses an item it
+// looks missing; that costs one item until the next discard.
+func (s *server) findBallast(ctx context.Context, items []int) error {
+	var cmd []byte
+	for _, i := range items {
 		cmd = append(appendBallastKey(append(cmd, "touch "...), i), " 0\r\n"...)
 	}
 	var missing []int
 	err := s.talk(ctx, cmd, func(in *lineReader) error {
-		for i := range ballastItems {
+		for _, i := range items {
 			line, err := in.line()
 			switch {
 			case err != nil:

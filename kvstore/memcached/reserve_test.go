@@ -113,6 +113,33 @@ func TestReserveIsSought(t *testing.T) {
 	giveBack(t, s, ch)
 }
 
+// TestNewLayerOnAFullServer: who makes a volume while the server is full is told by it
+// that there is no room for ballast, also for that which is there. It stays known, and
+// so blocks and records can still be overwritten.
+func TestNewLayerOnAFullServer(t *testing.T) {
+	server := memcachedtest.Start(t, memcachedtest.MemoryMB(8))
+	s := open(t, Config{}, server)
+	want(t, s.Control().Add(bg(t), 0, "a:lease", make([]byte, 300)), nil)
+	ch := channelOf(t, s)
+	end := fill(t, ch, 0)
+	for n := range uint64(40) {
+		w := write(end+1000+n, kvstore.Absent, block(n))
+		w.Vital = true
+		want(t, do1(t, ch, w), nil)
+	}
+	want(t, s.EnsureBallast(bg(t)), nil)
+	if m := s.servers[0].ballast.missing.Load(); m < 40 || m > 48 {
+		t.Errorf("%d items are taken for missing, 40 were given away", m)
+	}
+	for n := range uint64(300) {
+		want(t, do1(t, ch, write(n, kvstore.Present, block(n+1))), nil)
+	}
+	rec, err := s.Control().Get(bg(t), 0, "a:lease")
+	want(t, err, nil)
+	want(t, s.Control().Swap(bg(t), 0, "a:lease", rec, make([]byte, 320)), nil)
+	giveBack(t, s, ch)
+}
+
 // TestNoReserveIsMade: on a server without a volume nothing is missing.
 func TestNoReserveIsMade(t *testing.T) {
 	server := memcachedtest.Start(t)
@@ -121,7 +148,7 @@ func TestNoReserveIsMade(t *testing.T) {
 	name, value := p.Sentinel(0)
 	want(t, s.Control().Add(bg(t), 0, name, value), nil)
 	want(t, s.Join(p), nil)
-	want(t, s.servers[0].findBallast(bg(t)), nil)
+	want(t, s.servers[0].findBallast(bg(t), allBallast()), nil)
 	ch := channelOf(t, s)
 	want(t, do1(t, ch, write(1, kvstore.Any, block(1))), nil)
 	want(t, do1(t, ch, discard(1)), nil)
