@@ -16,6 +16,7 @@ type channel struct {
 
 	on      []*kvstore.Op // what is handed on of the batch in work
 	left    []*kvstore.Op // what Try left of it
+	below   bool          // Try of the channel below left something
 	holds   []hold        // what is to be settled when it comes back
 	waits   []*kvstore.Op // reads of blocks that are being read ahead
 	run     run           // of neighbours that one reader asked for
@@ -94,34 +95,51 @@ func (c *channel) doWaits(ctx context.Context) {
 
 // Try is Do for a caller that does not stay for silent servers.
 func (c *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	if len(ops) == 0 && c.below {
+		return c.tryLeft(ctx)
+	}
 	if c.refused(ctx, ops) {
 		return c.inner.Try(ctx, ops)
 	}
 	c.begin(ops)
 	if len(c.on) > 0 || len(ops) == 0 {
-		done := c.inner.Try(ctx, c.on)
+		c.below = !c.inner.Try(ctx, c.on)
 		c.settle()
-		if !done {
+		if c.below {
 			for _, op := range c.waits {
 				op.Err = kvstore.ErrPending
 			}
 			return false
 		}
 	}
-	if len(c.waits) > 0 {
-		c.await()
-		if len(c.on) > 0 {
-			done := c.inner.Try(ctx, c.on)
-			c.settle()
-			return done
-		}
+	return c.tryWaits(ctx)
+}
+
+// tryWaits is doWaits for a caller that does not stay for silent servers.
+func (c *channel) tryWaits(ctx context.Context) bool {
+	if len(c.waits) == 0 {
+		return true
 	}
-	return true
+	c.await()
+	if len(c.on) > 0 {
+		c.below = !c.inner.Try(ctx, c.on)
+		c.settle()
+	}
+	return !c.below
+}
+
+// tryLeft goes on with what Try left, until more of it has its result.
+func (c *channel) tryLeft(ctx context.Context) bool {
+	c.below = !c.inner.Try(ctx, nil)
+	c.on, c.left = append(c.on[:0], c.left...), c.left[:0]
+	c.settle()
+	return !c.below && c.tryWaits(ctx)
 }
 
 // Finish goes on with what Try left.
 func (c *channel) Finish(ctx context.Context) {
 	c.inner.Finish(ctx)
+	c.below = false
 	c.on, c.left = append(c.on[:0], c.left...), c.left[:0]
 	c.settle()
 	c.doWaits(ctx)

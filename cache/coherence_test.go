@@ -167,6 +167,37 @@ func TestTryLeaves(t *testing.T) {
 	}
 }
 
+// What Try left is settled when its server answers, and not before.
+func TestTryGoesOn(t *testing.T) {
+	r := newRig(t, 1, cache.Config{Size: 4 << 20})
+	for n := range uint64(4) {
+		r.write(n, 1)
+	}
+	r.read(2)
+	r.under.slow = map[uint64]bool{1: true, 2: true}
+	slow := r.channel()
+	read, write := readOp(1), writeOp(2, 2)
+	if slow.Try(ctx, []*kvstore.Op{read, write}) || slow.Try(ctx, nil) {
+		t.Fatal("Try left nothing")
+	}
+	delete(r.under.slow, 1)
+	if slow.Try(ctx, nil) || read.Err != nil || write.Err != kvstore.ErrPending {
+		t.Errorf("one server answers: %v, %v", read.Err, write.Err)
+	}
+	if v, _ := version(read.Data); v != 1 || !r.cached(1) || r.cached(2) {
+		t.Errorf("version %d, cached: %v and %v", v, r.cached(1), r.cached(2))
+	}
+	delete(r.under.slow, 2)
+	if !slow.Try(ctx, nil) || write.Err != nil || !r.cached(2) {
+		t.Errorf("both answer: %v", write.Err)
+	}
+	r.holds(2, 2)
+	read = readOp(3)
+	if !slow.Try(ctx, []*kvstore.Op{read}) || read.Err != nil {
+		t.Errorf("the next batch: %v", read.Err)
+	}
+}
+
 // A failed write leaves nothing of its block in memory: the store may have either.
 func TestFailedWrite(t *testing.T) {
 	r := newRig(t, 1, cache.Config{Size: 4 << 20})

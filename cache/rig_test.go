@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -267,6 +268,9 @@ func (c *underChannel) Do(ctx context.Context, ops []*kvstore.Op) {
 
 // Try leaves the operations on blocks of slow, whose server is silent.
 func (c *underChannel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	if len(ops) == 0 {
+		ops = slices.Clone(c.left)
+	}
 	c.left = c.left[:0]
 	var now []*kvstore.Op
 	for _, op := range ops {

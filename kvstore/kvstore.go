@@ -145,11 +145,13 @@ type Channel interface {
 	// server that keeps silent for longer than a short grace (a multiple of its
 	// round trip). It returns true when every operation has its result. After
 	// false some are still under way: their Err is ErrPending, they belong to the
-	// store with their buffers, and only Finish may be called on the channel.
+	// store with their buffers, and only Finish may be called on the channel, or Try
+	// without operations: it goes on with what is left until more of it has results,
+	// or for some 100 ms, and returns true when all has.
 	Try(ctx context.Context, ops []*Op) bool
 
 	// Finish goes on with what Try left, as Do would: when it returns, the
-	// pending operations have their results. Any goroutine may call it, once.
+	// pending operations have their results. Any goroutine may call it.
 	Finish(ctx context.Context)
 
 	// Flush makes every operation that was acknowledged before the call, on any

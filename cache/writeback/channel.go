@@ -15,6 +15,7 @@ type channel struct {
 	on    []*kvstore.Op // what is handed on
 	waits []*kvstore.Op // what is handed on once nothing of its block is dirty
 	left  bool          // Try of the channel below left something
+	under bool          // Try left something
 
 	layerID kvstore.LayerID
 	layer   *layer // of layerID; nil: not open
@@ -55,6 +56,9 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 // Try is Do for a caller that does not stay for silent servers. What waits for an
 // entry is left, as what it waits for may be such a server.
 func (c *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	if len(ops) == 0 && c.under {
+		return c.tryLeft(ctx)
+	}
 	if c.refused(ctx, ops) {
 		return c.inner.Try(ctx, ops)
 	}
@@ -66,11 +70,26 @@ func (c *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
 	for _, op := range c.waits {
 		op.Err = kvstore.ErrPending
 	}
-	return !c.left && len(c.waits) == 0
+	c.under = c.left || len(c.waits) > 0
+	return !c.under
+}
+
+// tryLeft goes on with what Try left, until more of it has its result. What waits for
+// entries comes last.
+func (c *channel) tryLeft(ctx context.Context) bool {
+	if c.left {
+		c.left = !c.inner.Try(ctx, nil)
+		c.under = c.left || len(c.waits) > 0
+		return !c.under
+	}
+	c.under = false
+	c.doWaits(ctx)
+	return true
 }
 
 // Finish goes on with what Try left.
 func (c *channel) Finish(ctx context.Context) {
+	c.under = false
 	if c.left {
 		c.left = false
 		c.inner.Finish(ctx)

@@ -3,6 +3,7 @@ package writeback
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -254,27 +255,35 @@ func TestDiscardDropsDirty(t *testing.T) {
 		r.flush()
 		r.storeHas(1, 0)
 	})
-	t.Run("flying", func(t *testing.T) {
-		r := newRig(t, Config{MaxAge: never})
-		r.fill(4)
-		r.deferred(1, 2)
-		held, goOn := r.under.holding()
-		defer goOn()
-		other := r.channel()
-		flush := in(func() { _ = other.Flush(ctx, layerID) })
-		<-held
-		r.deferred(1, 3)
-		op := discard(1)
-		if r.ch.Try(ctx, []*kvstore.Op{op}) {
-			t.Error("a discard did not wait for the block that is on its way")
-		}
-		goOn()
-		r.ch.Finish(ctx)
-		must(t, op.Err)
-		within(t, flush, "the flush")
-		r.flush()
-		r.storeHas(1, 0)
-	})
+	for _, goesOn := range []bool{false, true} {
+		t.Run(fmt.Sprintf("flying, goes on: %t", goesOn), func(t *testing.T) {
+			r := newRig(t, Config{MaxAge: never})
+			r.fill(4)
+			r.deferred(1, 2)
+			held, goOn := r.under.holding()
+			defer goOn()
+			other := r.channel()
+			flush := in(func() { _ = other.Flush(ctx, layerID) })
+			<-held
+			r.deferred(1, 3)
+			op := discard(1)
+			if r.ch.Try(ctx, []*kvstore.Op{op}) {
+				t.Error("a discard did not wait for the block that is on its way")
+			}
+			goOn()
+			if goesOn { // Try instead of Finish
+				if !r.ch.Try(ctx, nil) {
+					t.Error("a discard waits for a server that answers")
+				}
+			} else {
+				r.ch.Finish(ctx)
+			}
+			must(t, op.Err)
+			within(t, flush, "the flush")
+			r.flush()
+			r.storeHas(1, 0)
+		})
+	}
 }
 
 // A flush does not fail for a block that was discarded on its way; but that its server

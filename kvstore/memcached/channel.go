@@ -54,17 +54,20 @@ func newChannel(s *Store, p kvstore.Placement) *channel {
 // Do implements kvstore.Channel.
 func (ch *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 	if ch.begin(ctx, ops) {
-		ch.run(ctx, false)
+		ch.run(ctx, stays)
 		ch.settleServers()
 	}
 }
 
 // Try implements kvstore.Channel.
 func (ch *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
-	if !ch.begin(ctx, ops) {
+	until := leaves
+	if len(ops) == 0 && ch.pending > 0 {
+		until = looks
+	} else if !ch.begin(ctx, ops) {
 		return true
 	}
-	if !ch.run(ctx, true) {
+	if !ch.run(ctx, until) {
 		return false
 	}
 	ch.settleServers()
@@ -73,7 +76,7 @@ func (ch *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
 
 // Finish implements kvstore.Channel.
 func (ch *channel) Finish(ctx context.Context) {
-	ch.run(ctx, false)
+	ch.run(ctx, stays)
 	ch.settleServers()
 }
 
@@ -217,7 +220,7 @@ func (ch *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
 		ch.requests = append(ch.requests, request{step: stepSentinel, server: srv})
 		ch.queue(ch.conns[i*ch.per], &ch.requests[len(ch.requests)-1])
 	}
-	ch.run(ctx, false)
+	ch.run(ctx, stays)
 	return ch.flushErr
 }
 
@@ -235,11 +238,22 @@ func (ch *channel) Close() error {
 	return nil
 }
 
-// run drives all connections until every request has its result or ctx ends. With
-// leave it returns false once a server has kept silent for its grace.
-func (ch *channel) run(ctx context.Context, leave bool) bool {
-	awake.Begin()
-	working := true // until the channel waits for what may take long
+// until is when run returns, if not with all results.
+type until uint8
+
+const (
+	stays  until = iota // never
+	leaves              // false once all that is missing waits for servers that are silent for their grace
+	looks               // the same, of what was left: after something came, or a slice
+)
+
+// run drives all connections until every request has its result or ctx ends, or as
+// until says.
+func (ch *channel) run(ctx context.Context, until until) bool {
+	working := until != looks // until the channel waits for what may take long
+	if working {
+		awake.Begin()
+	}
 	defer func() {
 		if working {
 			awake.End()
@@ -251,7 +265,7 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 			ch.active = append(ch.active, c)
 		}
 	}
-	patient := true // until a server stays silent for wire.GraceMin
+	patient := until != looks // until a server stays silent for wire.GraceMin
 	var now time.Time
 	for ch.pending > 0 {
 		for _, c := range ch.active {
@@ -271,7 +285,7 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 				continue
 			}
 		} else {
-			ch.poll(ctx, leave)
+			ch.poll(ctx, until)
 		}
 		if working {
 			awake.End()
@@ -285,7 +299,7 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 		for _, c := range ch.active {
 			c.tick(now)
 		}
-		if ch.pending > 0 && ch.silent(now) && leave {
+		if ch.pending > 0 && ch.silent(now) && until != stays {
 			return false
 		}
 	}
@@ -346,9 +360,9 @@ func (ch *channel) await(c *conn) bool {
 }
 
 // poll waits until a connection can go on, a dial is due, or a slice is over.
-func (ch *channel) poll(ctx context.Context, leave bool) {
+func (ch *channel) poll(ctx context.Context, until until) {
 	wait := wire.Slice
-	if leave {
+	if until == leaves {
 		wait = wire.GraceMin
 	}
 	now := time.Now()

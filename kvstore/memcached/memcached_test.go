@@ -99,6 +99,7 @@ func TestEmptiedServer(t *testing.T)           { wiretest.EmptiedServer(t, rig) 
 func TestFenceClosesDuringOutage(t *testing.T) { wiretest.FenceClosesDuringOutage(t, rig) }
 func TestNameMoves(t *testing.T)               { wiretest.NameMoves(t, rig) }
 func TestFlushAfterTry(t *testing.T)           { wiretest.FlushAfterTry(t, rig) }
+func TestTryGoesOn(t *testing.T)               { wiretest.TryGoesOn(t, rig) }
 func TestTryLeavesASilentServer(t *testing.T)  { wiretest.TryLeavesASilentServer(t, rig) }
 func TestTryLeavesADeadServer(t *testing.T)    { wiretest.TryLeavesADeadServer(t, rig) }
 func TestSlowSlices(t *testing.T)              { wiretest.SlowSlices(t, rig) }

@@ -65,17 +65,20 @@ func (ch *channel) meet(n *node) {
 // Do implements kvstore.Channel.
 func (ch *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 	if ch.begin(ctx, ops) {
-		ch.run(ctx, false)
+		ch.run(ctx, stays)
 		ch.settleNodes()
 	}
 }
 
 // Try implements kvstore.Channel.
 func (ch *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
-	if !ch.begin(ctx, ops) {
+	until := leaves
+	if len(ops) == 0 && ch.pending > 0 {
+		until = looks
+	} else if !ch.begin(ctx, ops) {
 		return true
 	}
-	if !ch.run(ctx, true) {
+	if !ch.run(ctx, until) {
 		return false
 	}
 	ch.settleNodes()
@@ -84,7 +87,7 @@ func (ch *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
 
 // Finish implements kvstore.Channel.
 func (ch *channel) Finish(ctx context.Context) {
-	ch.run(ctx, false)
+	ch.run(ctx, stays)
 	ch.settleNodes()
 }
 
@@ -262,17 +265,28 @@ func (ch *channel) Close() error {
 	return nil
 }
 
-// run drives all connections until every request has its result or ctx ends. With
-// leave it returns false once a node has kept silent for its grace.
-func (ch *channel) run(ctx context.Context, leave bool) bool {
-	awake.Begin()
-	working := true // until the channel waits for what may take long
+// until is when run returns, if not with all results.
+type until uint8
+
+const (
+	stays  until = iota // never
+	leaves              // false once all that is missing waits for nodes that are silent for their grace
+	looks               // the same, of what was left: after something came, or a slice
+)
+
+// run drives all connections until every request has its result or ctx ends, or as
+// until says.
+func (ch *channel) run(ctx context.Context, until until) bool {
+	working := until != looks // until the channel waits for what may take long
+	if working {
+		awake.Begin()
+	}
 	defer func() {
 		if working {
 			awake.End()
 		}
 	}()
-	patient := true // until a server stays silent for GraceMin
+	patient := until != looks // until a server stays silent for GraceMin
 	var now time.Time
 	for ch.pending > 0 {
 		for i := 0; i < len(ch.active); i++ { // it may grow meanwhile
@@ -293,7 +307,7 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 				continue
 			}
 		} else {
-			ch.poll(ctx, leave)
+			ch.poll(ctx, until)
 		}
 		if working {
 			awake.End()
@@ -307,7 +321,7 @@ func (ch *channel) run(ctx context.Context, leave bool) bool {
 		for _, c := range ch.active {
 			c.tick(now)
 		}
-		if ch.pending > 0 && ch.silent(now) && leave {
+		if ch.pending > 0 && ch.silent(now) && until != stays {
 			return false
 		}
 	}
@@ -370,9 +384,9 @@ func (ch *channel) onlyWaiting() (first *conn) {
 }
 
 // poll waits until a connection can go on, a dial is due, or a slice is over.
-func (ch *channel) poll(ctx context.Context, leave bool) {
+func (ch *channel) poll(ctx context.Context, until until) {
 	wait := slice
-	if leave {
+	if until == leaves {
 		wait = wire.GraceMin
 	}
 	now := time.Now()

@@ -49,7 +49,8 @@ func (c *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 
 // Try implements kvstore.Channel.
 func (c *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
-	if !c.begin(ctx, ops) {
+	again := len(ops) == 0 && c.run != nil
+	if !again && !c.begin(ctx, ops) {
 		return true
 	}
 	timer := time.NewTimer(grace)
@@ -62,6 +63,9 @@ func (c *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
 		c.Finish(ctx)
 		return true
 	case <-timer.C:
+	}
+	if again {
+		return false
 	}
 	for _, op := range ops {
 		op.Err = kvstore.ErrPending

@@ -210,6 +210,52 @@ func TryLeavesASilentServer(t *testing.T, rig Rig) {
 	WantBlock(t, ch, b, Block(3))
 }
 
+// TryGoesOn: of what Try has left each has its result when its own server answers, whatever
+// the other one does.
+func TryGoesOn(t *testing.T, rig Rig) {
+	servers := []Server{rig.Start(t, true), rig.Start(t, true)}
+	// So that it is not a new connection that brings the answer.
+	s := rig.open(t, Options{TryTimeout: time.Minute}, servers...)
+	ch := ChannelOf(t, s)
+	const a, b = onFirst, onSecond
+	for _, n := range []uint64{a, b} {
+		Want(t, Do1(t, ch, Write(n, kvstore.Any, Block(1))), nil)
+	}
+	for late := range servers {
+		for _, server := range servers {
+			server.Pause()
+		}
+		ops := []*kvstore.Op{Write(a, kvstore.Present, Block(2)), Read(b)}
+		if ch.Try(Background(t), ops) {
+			t.Fatalf("Try has all results while all are stopped: %v, %v", ops[0].Err, ops[1].Err)
+		}
+		if ch.Try(Background(t), nil) {
+			t.Fatalf("Try goes on with all results while all are stopped: %v, %v", ops[0].Err, ops[1].Err)
+		}
+		if n := awake.Working(); n != 0 {
+			t.Errorf("%d at work though all wait for stopped servers", n)
+		}
+		servers[late].Resume()
+		end := time.Now().Add(30 * time.Second)
+		for ops[late].Err != nil && time.Now().Before(end) {
+			if ch.Try(Background(t), nil) {
+				t.Fatalf("Try has all results while a server is stopped: %v, %v", ops[0].Err, ops[1].Err)
+			}
+		}
+		Want(t, ops[late].Err, nil)
+		Want(t, ops[1-late].Err, kvstore.ErrPending)
+		servers[1-late].Resume()
+		for !ch.Try(Background(t), nil) {
+			if time.Now().After(end) {
+				t.Fatal("Try does not come to an end")
+			}
+		}
+		Want(t, ops[1-late].Err, nil)
+		WantBlock(t, ch, a, Block(2))
+		WantBlock(t, ch, b, Block(1))
+	}
+}
+
 // FlushAfterTry: what Try has stored is covered by a flush of another channel at once,
 // though the batch is not over. It is the first change that the server sees.
 func FlushAfterTry(t *testing.T, rig Rig) {
