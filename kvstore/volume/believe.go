@@ -40,13 +40,32 @@ func (w *Worker) doubts() bool {
 	return false
 }
 
-// believe waits for the read leases of what was read, or fails the requests.
-func (w *Worker) believe(ctx context.Context) {
+// believe waits for the read leases of what was read, or fails the requests. Unless it
+// stays it is false when that took too long.
+func (w *Worker) believe(ctx context.Context, until until) bool {
 	for i := range w.njobs {
-		if j := &w.jobs[i]; j.req != nil && j.doubtful() {
-			j.err = j.vol.mayBelieve(ctx)
+		j := &w.jobs[i]
+		if j.req == nil || !j.doubtful() {
+			continue
 		}
+		limited, cancel := w.limited(ctx, until)
+		err := j.vol.mayBelieve(limited)
+		late := limited.Err() != nil && ctx.Err() == nil
+		cancel()
+		if late && err != nil {
+			return false
+		}
+		j.err = err
 	}
+	return true
+}
+
+// limited is the context of a wait that may be left. The caller calls cancel.
+func (w *Worker) limited(ctx context.Context, until until) (limited context.Context, cancel func()) {
+	if until == stays {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, lookLimit)
 }
 
 // mayBelieve waits until what was read so far is known to be whole; an error if it

@@ -58,6 +58,9 @@ func (c *checkedChannel) Do(ctx context.Context, ops []*kvstore.Op) {
 
 // Try leaves a part of every other batch to Finish, as if its server was silent.
 func (c *checkedChannel) Try(ctx context.Context, ops []*kvstore.Op) bool {
+	if len(ops) == 0 && len(c.left) > 0 {
+		return c.tryLeft(ctx)
+	}
 	leave := c.s.leave.Load()
 	if c.s.off.Load() || leave == nil && c.rnd.IntN(2) == 0 {
 		c.Do(ctx, ops)
@@ -84,6 +87,28 @@ func (c *checkedChannel) Try(ctx context.Context, ops []*kvstore.Op) bool {
 		return false
 	}
 	c.end(ops)
+	return true
+}
+
+// tryLeft does what need not be left any more.
+func (c *checkedChannel) tryLeft(ctx context.Context) bool {
+	leave := c.s.leave.Load()
+	var now, left []*kvstore.Op
+	for _, op := range c.left {
+		if leave != nil && (*leave)(op) || leave == nil && c.rnd.IntN(2) == 0 {
+			left = append(left, op)
+		} else {
+			now = append(now, op)
+		}
+	}
+	c.left = left
+	if len(now) > 0 {
+		c.Channel.Do(ctx, now)
+	}
+	if len(left) > 0 {
+		return false
+	}
+	c.end(now)
 	return true
 }
 

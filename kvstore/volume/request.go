@@ -25,8 +25,13 @@ type Request struct {
 	Data []byte // read into or written from; never kept after Do
 	Err  error  // nil means all of it was done
 	Left bool   // after Worker.Try: still under way, Finish gives the result
+	// Again: after Worker.LetGo: no result yet, and another worker has to be given it, as
+	// it is.
+	Again bool
 	// Reader tells the open files apart that Reads come from, for reading ahead.
 	Reader uint32
+
+	done uint64 // how many blocks, from the first on, the worker has done that let it go
 }
 
 // MaxRequests is how many requests one Do takes.

@@ -180,14 +180,17 @@ func (w *Worker) restart(s *slot) {
 }
 
 // afterFence waits until the lease of a volume is valid again, or fails what
-// wants to write to it; if it is open for reading, what reads.
-func (w *Worker) afterFence(ctx context.Context, v *Volume) {
+// wants to write to it; if it is open for reading, what reads. Unless it stays it waits
+// for a moment only: who finds the lease as it was comes back.
+func (w *Worker) afterFence(ctx context.Context, v *Volume, until until) {
+	limited, cancel := w.limited(ctx, until)
+	defer cancel()
 	reads := v.reading.Load() != nil
-	err := v.mayBelieve(ctx)
+	err := v.mayBelieve(limited)
 	if !reads {
-		err = v.waitLease(ctx)
+		err = v.waitLease(limited)
 	}
-	if err == nil {
+	if err == nil || limited.Err() != nil && ctx.Err() == nil {
 		return
 	}
 	for _, s := range w.active {

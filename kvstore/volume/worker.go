@@ -88,27 +88,41 @@ func (w *Worker) Do(ctx context.Context, reqs []*Request) {
 // Try is Do for a caller that has others to serve: it does not stay for servers
 // that are silent, nor for the claims of blocks whose operations wait for such.
 // After false the requests whose Left is set are still under way; they belong to
-// the worker, as do their buffers, and the only call allowed is Finish.
+// the worker, as do their buffers, and the only calls allowed are Finish, LetGo, and
+// Try without requests: it goes on with what is left until more of it has its result,
+// or for some 100 ms, and returns true when all has.
 func (w *Worker) Try(ctx context.Context, reqs []*Request) bool {
+	if len(reqs) == 0 && (w.njobs > 0 || len(w.later) > 0) {
+		return (w.njobs == 0 || w.goOn(looks)) && w.next(ctx, leaves)
+	}
 	for len(reqs) > MaxRequests {
 		w.Do(ctx, reqs[:MaxRequests])
 		reqs = reqs[MaxRequests:]
 	}
 	if mixed(reqs) {
 		w.later = groups(reqs)
-		return w.next(ctx, true)
+		return w.next(ctx, leaves)
 	}
-	return w.serve(ctx, reqs, true) && w.next(ctx, true)
+	return w.serve(ctx, reqs, leaves) && w.next(ctx, leaves)
 }
 
 // Finish goes on with what Try left, until each request has its result. Any
-// goroutine may call it, once; then the worker is free again.
+// goroutine may call it; then the worker is free again.
 func (w *Worker) Finish(ctx context.Context) {
 	if w.njobs > 0 {
-		w.goOn(false)
+		w.goOn(stays)
 	}
-	w.next(ctx, false)
+	w.next(ctx, stays)
 }
+
+// until is when a worker returns, if not with all results.
+type until uint8
+
+const (
+	stays  until = iota // never
+	leaves              // once it would wait for a server that is silent, or for who waits for one
+	looks               // the same, but of what was left: it waits for a moment before
+)
 
 // timeoutOf is how long a request may wait for a server, 0 for ever.
 func timeoutOf(r *Request) int64 {
@@ -147,8 +161,8 @@ func groups(reqs []*Request) (all [][]*Request) {
 	return all
 }
 
-// next serves the groups that are left; with leave it may return false.
-func (w *Worker) next(ctx context.Context, leave bool) bool {
+// next serves the groups that are left; unless it stays it may return false.
+func (w *Worker) next(ctx context.Context, until until) bool {
 	for {
 		if len(w.again) > 0 {
 			w.later, w.again = append(w.later, w.again), nil
@@ -158,7 +172,7 @@ func (w *Worker) next(ctx context.Context, leave bool) bool {
 		}
 		reqs := w.later[0]
 		w.later = w.later[1:]
-		if !w.serve(ctx, reqs, leave) {
+		if !w.serve(ctx, reqs, until) {
 			return false
 		}
 	}
@@ -166,9 +180,9 @@ func (w *Worker) next(ctx context.Context, leave bool) bool {
 	return true
 }
 
-// serve serves requests that wait equally long. With leave it may return false:
+// serve serves requests that wait equally long. Unless it stays it may return false:
 // then goOn has to follow.
-func (w *Worker) serve(parent context.Context, reqs []*Request, leave bool) bool {
+func (w *Worker) serve(parent context.Context, reqs []*Request, until until) bool {
 	w.patience.start(parent, reqs)
 	begun := false
 	defer func() {
@@ -177,16 +191,16 @@ func (w *Worker) serve(parent context.Context, reqs []*Request, leave bool) bool
 		}
 	}()
 	for _, r := range reqs {
-		r.Left = false
+		r.Left, r.Again = false, false
 		w.begin(w.patience, r)
 	}
 	w.fresh, begun = true, true
-	return w.goOn(leave)
+	return w.goOn(until)
 }
 
-// goOn works in rounds until all jobs are done; with leave it may return false
+// goOn works in rounds until all jobs are done; unless it stays it may return false
 // with some of them left.
-func (w *Worker) goOn(leave bool) (done bool) {
+func (w *Worker) goOn(until until) (done bool) {
 	done = true // unless a round says otherwise: a panic ends the patience too
 	whole := false
 	defer func() {
@@ -197,25 +211,22 @@ func (w *Worker) goOn(leave bool) (done bool) {
 			w.patience = w.patience.stop()
 		}
 	}()
-	done, whole = w.rounds(leave), true
+	done, whole = w.rounds(until), true
 	return done
 }
 
 // rounds is goOn's work.
-func (w *Worker) rounds(leave bool) (done bool) {
+func (w *Worker) rounds(until until) (done bool) {
 	ctx := w.patience
 	for {
-		if w.sent {
-			w.ch.Finish(ctx)
-			w.sent = false
-			w.fenced = w.settle(ctx)
+		if w.sent && !w.receive(ctx, until) {
+			return w.leave()
 		}
 		if w.fenced != nil {
-			if leave {
-				w.finish(true)
-				return false
+			if until == leaves {
+				return w.leave()
 			}
-			w.afterFence(ctx, w.fenced)
+			w.afterFence(ctx, w.fenced, until)
 			w.fenced = nil
 		}
 		if !w.fresh && ctx.Err() != nil {
@@ -228,30 +239,47 @@ func (w *Worker) rounds(leave bool) (done bool) {
 		}
 		w.prepare(ctx)
 		if len(w.ops) == 0 {
-			if was := len(w.active); w.compact() == was && !w.park(ctx, leave) {
-				w.finish(true)
-				return false
+			if was := len(w.active); w.compact() == was && !w.park(ctx, until) {
+				return w.leave()
 			}
 			continue
 		}
-		if !leave {
+		if until == stays {
 			w.ch.Do(ctx, w.ops)
 		} else if !w.ch.Try(ctx, w.ops) {
 			w.sent = true
 			w.settle(ctx) // what the lease held up is tried again, and finds it again
-			w.finish(true)
-			return false
+			return w.leave()
 		}
 		w.fenced = w.settle(ctx)
+		if until == looks {
+			until = leaves // it has waited
+		}
 	}
-	if leave && w.doubts() {
-		w.finish(true)
-		return false
+	if until == leaves && w.doubts() || !w.believe(ctx, until) {
+		return w.leave()
 	}
-	w.believe(ctx)
 	w.flush(ctx)
 	w.finish(false)
 	return true
+}
+
+// leave gives those requests their results that are done and marks the others.
+func (w *Worker) leave() (done bool) {
+	w.finish(true)
+	return false
+}
+
+// receive takes results of what the channel has left; false if some are missing still.
+func (w *Worker) receive(ctx context.Context, until until) bool {
+	if until == stays {
+		w.ch.Finish(ctx)
+		w.sent = false
+	} else {
+		w.sent = !w.ch.Try(ctx, nil)
+	}
+	w.fenced = w.settle(ctx)
+	return !w.sent
 }
 
 // begin checks a request, makes it a job and does what needs no block operation.
@@ -313,7 +341,7 @@ func (w *Worker) begin(ctx context.Context, r *Request) {
 		return
 	}
 	j.cut = split(r.Off, n)
-	j.end = j.cut.blocks()
+	j.next, j.end = r.done, j.cut.blocks()
 	if r.Kind == Discard || r.Kind == Zero {
 		j.end = j.cut.edges()
 		j.err = w.discard(ctx, j)
@@ -340,14 +368,22 @@ func (w *Worker) giveUp(err error) {
 // longer than a round trip takes. Who holds one for longer waits for a server.
 const parkLimit = 20 * time.Millisecond
 
-// park sleeps until the first block that waits may go on. No claim is held. With
-// leave it is false when that took too long.
-func (w *Worker) park(ctx context.Context, leave bool) bool {
+// lookLimit is for how long a worker waits, for claims and leases, before it looks
+// whether something else of what was left can go on.
+const lookLimit = 100 * time.Millisecond
+
+// park sleeps until the first block that waits may go on. No claim is held. Unless it
+// stays it is false when that took too long.
+func (w *Worker) park(ctx context.Context, until until) bool {
 	if len(w.active) == 0 {
 		return true
 	}
-	if leave {
-		limited, cancel := context.WithTimeout(ctx, parkLimit)
+	if until != stays {
+		limit := parkLimit
+		if until == looks {
+			limit = lookLimit
+		}
+		limited, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		s := w.active[0]
 		if w.parkOn(limited, s); limited.Err() != nil && ctx.Err() == nil {
@@ -428,7 +464,7 @@ func (w *Worker) finish(left bool) {
 		if j.vol != nil && errors.Is(j.err, kvstore.ErrAborted) && j.vol.aborted.Load() {
 			j.err = ErrVolumeAborted
 		}
-		j.req.Err, j.req.Left = j.err, false
+		j.req.Err, j.req.Left, j.req.done = j.err, false, 0
 		if j.vol != nil {
 			if j.err != nil {
 				j.vol.counters.errs.Add(1)
