@@ -15,7 +15,7 @@ import (
 type worker interface {
 	Do(ctx context.Context, reqs []*volume.Request)
 	Try(ctx context.Context, reqs []*volume.Request) bool
-	Finish(ctx context.Context)
+	LetGo()
 	Close() error
 }
 
@@ -103,10 +103,14 @@ func newDispatcher(ctx context.Context, open func(context.Context) (worker, erro
 		d.bulk.add(newLane(d))
 	}
 	for range slowLanes {
-		d.slow.add(newStayingLane(d))
+		l := newLane(d)
+		l.sole = true
+		d.slow.add(l)
 	}
 	for range silentLanes {
-		d.silent.add(newStayingLane(d))
+		l := newLane(d)
+		l.stays = true
+		d.silent.add(l)
 	}
 	return d
 }

@@ -36,7 +36,7 @@ func (w *fakeWorker) Try(ctx context.Context, reqs []*volume.Request) bool {
 	return true
 }
 
-func (w *fakeWorker) Finish(context.Context) {}
+func (w *fakeWorker) LetGo() {}
 
 func (w *fakeWorker) Close() error { w.closed.Store(true); return nil }
 

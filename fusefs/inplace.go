@@ -138,24 +138,27 @@ func (r *inplace) serve(thread int, calls []hotCall) {
 // straggle answers the calls that have their results, and the others when they do.
 func (r *inplace) straggle(thread int, w worker, calls []hotCall) {
 	r.calls[thread] = make([]hotCall, 0, volume.MaxRequests) // calls belong to the worker
-	var reqs []*volume.Request
+	p := &parted{l: r.lanes[thread]}
 	var late []*hotCall
 	for i := range calls {
 		c := &calls[i]
-		if c.req.Left {
-			reqs = append(reqs, &c.req)
+		switch {
+		case c.req.Left:
+			p.reqs = append(p.reqs, &c.req)
 			late = append(late, c)
-			continue
-		}
-		c.e.Reply(r.outcome(c))
-		r.d.flying.end(c.slot)
-	}
-	r.lanes[thread].finish(w, reqs, func() {
-		for _, c := range late {
-			c.e.Later(r.outcome(c))
+		case c.req.Again:
+			r.apart(&r.d.bulk, *c)
+		default:
+			c.e.Reply(r.outcome(c))
 			r.d.flying.end(c.slot)
 		}
-	})
+	}
+	p.tell = func(i int) {
+		late[i].e.Later(r.outcome(late[i]))
+		r.d.flying.end(late[i].slot)
+	}
+	p.move = func(i int) { r.apart(&r.d.bulk, *late[i]) }
+	r.lanes[thread].finish(w, p)
 }
 
 // apart serves a call that would hold a batch up on a lane of g.

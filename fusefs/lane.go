@@ -28,8 +28,12 @@ type lane struct {
 
 	d        *dispatcher
 	counters counters
-	// stays: batches wait for silent servers here, since there is nothing else.
+	// stays: what is left behind for silent servers stays here, since there is nothing
+	// else.
 	stays bool
+	// sole: a batch is of one volume, and all of it waits for what one call waits for: an
+	// FSYNC or a FALLOCATE is no operation on blocks, of which some could be left.
+	sole bool
 	// kicks make the lane's own goroutine lead, which resides there from the first
 	// post until the dispatcher is closed. Room for one: only who has the lead gives it.
 	// Never closed: where a ring broke, calls may be on their way still.
@@ -46,12 +50,6 @@ type lane struct {
 var busy = new(call)
 
 func newLane(d *dispatcher) *lane { return &lane{d: d, kicks: make(chan struct{}, 1)} }
-
-func newStayingLane(d *dispatcher) *lane {
-	l := newLane(d)
-	l.stays = true
-	return l
-}
 
 // do serves c and returns when it has its result.
 func (l *lane) do(c *call) {
@@ -146,16 +144,47 @@ func (l *lane) gather() (first *call, n int) {
 	if l.head.Load() != busy {
 		l.append(chain(l.head.Swap(busy)))
 	}
+	most := len(l.reqs)
+	if l.sole {
+		most = min(most, l.sort())
+	}
 	first = l.rest
 	var last *call
-	for c := first; c != nil && n < len(l.reqs); c = c.next {
+	for c := first; c != nil && n < most; c = c.next {
 		l.reqs[n] = &c.req
 		n++
 		last = c
 	}
 	l.rest = last.next
 	last.next = nil
+	if l.sole {
+		l.putBack() // so that it can be relieved
+	}
 	return first, n
+}
+
+// sort puts the calls of the oldest one's volume before those of others, and returns how
+// many they are.
+func (l *lane) sort() (n int) {
+	vol, c := l.rest.req.Vol, l.rest
+	var others, last *call
+	l.rest, l.last = nil, nil
+	for c != nil {
+		next := c.next
+		c.next = nil
+		switch {
+		case c.req.Vol == vol:
+			l.append(c, c)
+			n++
+		case others == nil:
+			others, last = c, c
+		default:
+			last.next, last = c, c
+		}
+		c = next
+	}
+	l.append(others, last)
+	return n
 }
 
 // append puts a list, which may be empty, behind what was taken already.
@@ -215,7 +244,8 @@ func (l *lane) handOver() {
 
 // serve gives the first n of reqs their results. It always returns. What waits
 // for a silent server is left with its worker, which is returned then: the
-// requests are marked (Left), and straggle has to follow.
+// requests are marked (Left, and those that another worker has to do Again), and
+// straggle has to follow.
 func (l *lane) serve(n int) (left worker) {
 	reqs := l.reqs[:n]
 	now := clock()
@@ -230,13 +260,14 @@ func (l *lane) serve(n int) (left worker) {
 		}
 		l.worker = w
 	}
-	if l.stays {
+	if l.sole {
 		l.worker.Do(l.d.ctx, reqs)
 		return nil
 	}
 	if l.worker.Try(l.d.ctx, reqs) {
 		return nil
 	}
+	l.worker.LetGo()
 	left, l.worker = l.worker, nil
 	return left
 }
@@ -259,7 +290,7 @@ func (l *lane) ended(reqs []*volume.Request) {
 
 func fail(reqs []*volume.Request, err error) {
 	for _, r := range reqs {
-		r.Err, r.Left = err, false
+		r.Err, r.Left, r.Again = err, false, false
 	}
 }
 

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -50,56 +51,88 @@ func (d *dispatcher) worker() (worker, error) {
 	return d.open(d.ctx)
 }
 
-// finish waits for what a worker of the lane has left and calls done when all of
-// reqs have their results.
-func (l *lane) finish(w worker, reqs []*volume.Request, done func()) {
+// parted is what a batch has left with its worker.
+type parted struct {
+	l    *lane
+	held bool              // l counts it in its load
+	reqs []*volume.Request // nil: told
+	tell func(i int)       // request i has its result
+	move func(i int)       // request i is another worker's from here on
+}
+
+// settle tells those that are not left any more.
+func (p *parted) settle() {
+	for i, r := range p.reqs {
+		if r == nil || r.Left {
+			continue
+		}
+		p.l.counters.failed(p.reqs[i : i+1])
+		p.reqs[i] = nil
+		if p.held {
+			p.l.load.Add(-1)
+		}
+		if r.Again {
+			p.move(i)
+		} else {
+			p.tell(i)
+		}
+	}
+}
+
+// finish waits for what a worker of the lane has left, and tells each when it has its
+// result.
+func (l *lane) finish(w worker, p *parted) {
 	s := &l.d.stragglers
 	s.count.Add(1)
 	s.wait.Add(1)
 	go func() {
 		defer s.wait.Done()
-		if l.d.finishNow(w, reqs) {
+		if l.d.finishNow(w, p) {
 			s.spare(w)
 		}
 		s.count.Add(-1)
-		l.counters.failed(reqs)
-		done()
+		p.settle()
 	}()
 }
 
-// hold is finish while there is no room: the lane stays led, by the goroutine that
-// waits, and counts as stuck when that takes long, so that what queues meanwhile
-// goes elsewhere (relieve).
-func (l *lane) hold(w worker, reqs []*volume.Request, done func()) {
+// hold is finish while there is no room, and where what is left stays: the lane stays
+// led, by the goroutine that waits, and counts as stuck when that takes long, so that
+// what queues meanwhile goes elsewhere (relieve).
+func (l *lane) hold(w worker, p *parted) {
 	s := &l.d.stragglers
 	s.wait.Add(1)
 	l.putBack()
 	l.began.Store(clock())
+	p.held = true
 	go func() {
 		defer s.wait.Done()
-		if l.d.finishNow(w, reqs) {
+		if l.d.finishNow(w, p) {
 			l.worker = w
 		}
-		l.counters.failed(reqs)
 		l.began.Store(0)
 		l.stuck.Store(false)
-		l.load.Add(int32(-len(reqs)))
 		l.handOver()
-		done()
+		p.settle()
 	}()
 }
 
-// finishNow waits for what a worker has left. It reports false if that panicked: the
-// worker is closed then.
-func (d *dispatcher) finishNow(w worker, reqs []*volume.Request) (ok bool) {
+// finishNow waits for what a worker has left. What has its result before the others is
+// told at once, and what would only wait for the others goes to another worker: of the
+// servers that were late at the same time, one may be late by a moment and one be dead.
+// It reports false if that panicked: the worker is closed then.
+func (d *dispatcher) finishNow(w worker, p *parted) (ok bool) {
 	defer func() {
 		if r := recover(); r != nil {
-			d.log("panic while finishing %d requests: %v\n%s", len(reqs), r, debug.Stack())
-			fail(reqs, errPanic)
+			left := slices.DeleteFunc(slices.Clone(p.reqs), func(q *volume.Request) bool { return q == nil })
+			d.log("panic while finishing %d requests: %v\n%s", len(left), r, debug.Stack())
+			fail(left, errPanic)
 			closeQuietly(w)
 		}
 	}()
-	w.Finish(d.ctx)
+	for !w.Try(d.ctx, nil) {
+		w.LetGo()
+		p.settle()
+	}
 	return true
 }
 
@@ -120,32 +153,52 @@ func (s *stragglers) spare(w worker) {
 // results are told, whatever becomes of those that are left with w. It returns when
 // own has its result, or at once if nobody waits for that.
 func (l *lane) straggle(w worker, own *call, n int) {
-	var reqs []*volume.Request
-	var left, done *call
+	p := &parted{l: l}
+	var left []*call
+	var again, done *call
 	waits := own.to == nil // the caller, for own
-	late := waits && own.req.Left
+	late := waits && (own.req.Left || own.req.Again)
 	for c := own; c != nil; {
 		next := c.next
 		switch {
 		case c.req.Left:
-			c.next, left = left, c
-			reqs = append(reqs, &c.req)
+			left = append(left, c)
+			p.reqs = append(p.reqs, &c.req)
+		case c.req.Again:
+			c.next, again = again, c
 		case c != own || !waits:
 			c.next, done = done, c
 		}
 		c = next
 	}
-	l.load.Add(int32(len(reqs) - n))
-	if l.d.stragglers.room() {
-		l.load.Add(int32(-len(reqs)))
-		l.finish(w, reqs, func() { tellAll(left) })
+	p.tell = func(i int) { left[i].tell(served) }
+	p.move = func(i int) { l.d.again(left[i]) }
+	l.load.Add(int32(len(left) - n))
+	if !l.stays && l.d.stragglers.room() {
+		l.load.Add(int32(-len(left)))
+		l.finish(w, p)
 		l.handOver()
 	} else {
-		l.hold(w, reqs, func() { tellAll(left) })
+		l.hold(w, p)
 	}
 	tellAll(done)
-	if late {
-		<-own.wake
+	for again != nil {
+		next := again.next
+		l.d.again(again)
+		again = next
+	}
+	if late && <-own.wake == lead {
+		own.lane.lead()
+	}
+}
+
+// again has a call served that a worker has let go, where it holds nobody up.
+func (d *dispatcher) again(c *call) {
+	l := d.bulk.pick()
+	l.load.Add(1)
+	c.lane = l
+	if l.enter(c) {
+		c.tell(lead)
 	}
 }
 

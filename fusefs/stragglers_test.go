@@ -28,6 +28,11 @@ func (w *partingWorker) Do(ctx context.Context, reqs []*volume.Request) {
 }
 
 func (w *partingWorker) Try(_ context.Context, reqs []*volume.Request) bool {
+	if len(reqs) == 0 && len(w.left) > 0 {
+		w.Finish(context.Background())
+		w.left = nil
+		return true
+	}
 	w.left = nil
 	for _, r := range reqs {
 		switch r.Off {
@@ -47,6 +52,8 @@ func (w *partingWorker) Finish(context.Context) {
 		r.Left = false
 	}
 }
+
+func (w *partingWorker) LetGo() {}
 
 func (w *partingWorker) Close() error { return nil }
 

@@ -105,7 +105,7 @@ func (d *dispatcher) relieveLane(g *group, l *lane) {
 	}
 	if first, last, n := l.relieve(); n > 0 {
 		spare := newLane(d)
-		spare.stays = l.stays
+		spare.stays, spare.sole = l.stays, l.sole
 		spare.head.Store(busy)
 		spare.adopt(first, last, n)
 		g.add(spare)
