@@ -3,10 +3,7 @@ package uring
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,14 +38,11 @@ type Options struct {
 	// Budget bounds the memory of all payload buffers in bytes; the depth of the
 	// queues follows from it. 0: 256 MiB.
 	Budget int
-	// Threads serve the queues; 0: one per queue that is in use.
+	// Threads serve the queues; 0: one per CPU that this process may run on.
 	Threads int
 	// MaxDepth bounds the entries of a queue; 0: 128, what one loop device has.
 	MaxDepth int
 }
-
-// minDepth is what a queue has at least: with one entry it works, with one at a time.
-const minDepth = 1
 
 const (
 	defaultBudget = 256 << 20
@@ -62,21 +56,6 @@ type Conn struct {
 	threads []*thread
 	wg      sync.WaitGroup
 	live    atomic.Int32
-}
-
-// Queues returns the number of queues of the kernel: its possible CPUs.
-func Queues() (int, error) {
-	b, err := os.ReadFile("/sys/devices/system/cpu/possible")
-	if err != nil {
-		return 0, err
-	}
-	list := strings.TrimSpace(string(b))
-	last := list[strings.LastIndexAny(list, "-,")+1:]
-	n, err := strconv.Atoi(last)
-	if err != nil {
-		return 0, fmt.Errorf("possible CPUs %q: %w", list, err)
-	}
-	return n + 1, nil
 }
 
 // Start registers the rings on fd, an open descriptor of the FUSE connection
@@ -96,25 +75,16 @@ func Start(fd int, h Handler, opt Options) (*Conn, error) {
 	if opt.Payload < 8<<10 {
 		return nil, errors.New("uring: payload below 8 KiB")
 	}
-	// CPUs that are not online get one entry: no request comes from there, but
-	// the kernel waits for the registration.
-	active := min(runtime.NumCPU(), queues)
-	depth := max(minDepth, min(opt.MaxDepth, opt.Budget/opt.Payload/active))
+	cpus := online(queues)
 	n := opt.Threads
 	if n == 0 || n > queues {
-		n = active
+		n = min(runtime.NumCPU(), queues)
 	}
 	c := &Conn{fd: fd, handler: h}
+	each := deal(cpus, depths(cpus, queues, opt.Budget/opt.Payload, opt.MaxDepth), n)
 	ready := make(chan error, n)
 	for i := range n {
-		t := &thread{c: c, id: i}
-		for q := i; q < queues; q += n {
-			d := depth
-			if q >= active {
-				d = minDepth
-			}
-			t.queues = append(t.queues, queueSpec{qid: q, depth: d})
-		}
+		t := &thread{c: c, id: i, queues: each[i]}
 		c.threads = append(c.threads, t)
 		c.wg.Add(1)
 		c.live.Add(1)
