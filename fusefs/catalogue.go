@@ -19,7 +19,7 @@ const listAge = 200 * time.Millisecond
 // catalogue is the list of volumes that are ready and served, as last read. Many
 // requests that want it at once cost one reading.
 type catalogue struct {
-	vols *volume.Set
+	read func(ctx context.Context) ([]volume.Info, error)
 	only []string
 
 	mu      sync.Mutex // guards what follows; not held while reading
@@ -27,6 +27,7 @@ type catalogue struct {
 	at      time.Time     // when the reading of infos began; zero: never, or forgotten
 	reading chan struct{} // closed when the reading in progress ends; nil: none
 	err     error         // of the last reading
+	changes uint64        // how often it was forgotten
 }
 
 // list returns the volumes; the caller must not change them. maxAge is how long
@@ -53,15 +54,18 @@ func (c *catalogue) list(ctx context.Context, maxAge time.Duration) ([]volume.In
 	}
 	done := make(chan struct{})
 	c.reading = done
-	began := time.Now()
+	began, changes := time.Now(), c.changes
 	c.mu.Unlock()
 
-	infos, err := c.vols.List(ctx)
+	infos, err := c.read(ctx)
 	infos = slices.DeleteFunc(infos, func(i volume.Info) bool { return i.State != pool.Ready || !c.serves(i.Name) })
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reading, c.at, c.err = nil, began, err
+	if c.changes != changes {
+		c.at = time.Time{} // it may have been read before what changed
+	}
 	if err == nil {
 		c.infos = infos
 	}
@@ -91,9 +95,11 @@ func (c *catalogue) find(ctx context.Context, name string) (volume.Info, bool, e
 	return volume.Info{}, false, err
 }
 
-// forget makes the next list read anew: we know that something changed.
+// forget makes the next list read anew, also if a reading is under way: we know that
+// something changed.
 func (c *catalogue) forget() {
 	c.mu.Lock()
 	c.at = time.Time{}
+	c.changes++
 	c.mu.Unlock()
 }

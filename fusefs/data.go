@@ -24,9 +24,9 @@ func (t *tree) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 		n := copy(buf, h.data[off:])
 		return fuse.ReadResultData(buf[:n]), fuse.OK
 	}
-	v := h.vol.Load()
+	v, st := t.volume(h)
 	if v == nil { // pending: empty
-		return fuse.ReadResultData(nil), fuse.OK
+		return fuse.ReadResultData(nil), st
 	}
 	size := v.Size()
 	if in.Offset >= uint64(size) {
@@ -63,7 +63,10 @@ func (t *tree) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, 
 	if len(data) == 0 {
 		return 0, fuse.OK
 	}
-	v := h.vol.Load()
+	v, st := t.volume(h)
+	if !st.Ok() {
+		return 0, st
+	}
 	if v == nil {
 		t.quiet.log("write to %s refused: it has no size yet; use 'truncate -s SIZE' first", h.n.name)
 		return 0, enospc
@@ -87,9 +90,9 @@ func (t *tree) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if h == nil {
 		return fuse.EBADF
 	}
-	v := h.vol.Load()
+	v, st := t.volume(h)
 	if v == nil || !v.Writable() { // nothing that could be unstable
-		return fuse.OK
+		return st
 	}
 	if err := t.s.disp.do(&t.s.disp.slow, volume.Flush, v, 0, 0, nil); err != nil {
 		return t.ioFailed("flush", h, 0, 0, err)
@@ -115,7 +118,10 @@ func (t *tree) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Stat
 	if h == nil || h.n == nil {
 		return fuse.EBADF
 	}
-	v := h.vol.Load()
+	v, st := t.volume(h)
+	if !st.Ok() {
+		return st
+	}
 	if v == nil {
 		return eopnotsupp
 	}
@@ -181,7 +187,10 @@ func (t *tree) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fu
 	if h == nil {
 		return fuse.EBADF
 	}
-	v := h.vol.Load()
+	v, st := t.volume(h)
+	if !st.Ok() {
+		return st
+	}
 	if v == nil {
 		return enxio
 	}

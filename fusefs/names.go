@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -232,18 +233,32 @@ func (t *tree) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryLis
 
 // ReadDirPlus lists names with their attributes, as if each had been looked up.
 func (t *tree) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	var now []volume.Info // in place of a list that may be old by now
+	if in.Offset != 0 {
+		now, _ = t.cat.list(t.s.ctx, listAge) // without it the kernel looks names up
+	}
 	return t.readDir(in, func(e fuse.DirEntry, info *volume.Info) bool {
 		entry := out.AddDirLookupEntry(e)
 		switch {
 		case entry == nil:
 			return false
 		case info != nil:
-			t.entry(t.enter(*info, true), entry)
+			if in.Offset != 0 {
+				i := slices.IndexFunc(now, func(i volume.Info) bool { return i.Name == info.Name })
+				if i < 0 {
+					return true
+				}
+				info = &now[i]
+			}
+			if n := t.enterListed(*info); n != nil {
+				t.entry(n, entry)
+			}
 		case e.Name == statsName:
 			entry.NodeId = statsID
 			t.statsAttr(&entry.Attr, 0)
 		}
-		// "." and ".." have node id 0: the kernel does not look them up.
+		// "." and ".." have node id 0, which says nothing, and the kernel does not look
+		// them up.
 		return true
 	})
 }

@@ -84,7 +84,7 @@ func newTree(s *Server, vols *volume.Set) *tree {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		s:             s,
 		vols:          vols,
-		cat:           catalogue{vols: vols, only: s.opt.Only},
+		cat:           catalogue{read: vols.List, only: s.opt.Only},
 		usage:         usage{read: s.opt.Usage},
 		uid:           uint32(os.Geteuid()),
 		gid:           uint32(os.Getegid()),
@@ -126,6 +126,11 @@ func (t *tree) idOf(name string) (uint64, bool) {
 func (t *tree) enter(info volume.Info, looked bool) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.enterHeld(info, looked)
+}
+
+// enterHeld is enter. t.mu is held.
+func (t *tree) enterHeld(info volume.Info, looked bool) *node {
 	n := t.byName[info.Name]
 	if n != nil && !n.pending && n.vol == nil && n.info.UUID != info.UUID {
 		t.unlink(n) // another volume of the same name
@@ -141,6 +146,17 @@ func (t *tree) enter(info volume.Info, looked bool) *node {
 		n.lookups++
 	}
 	return n
+}
+
+// enterListed is enter for READDIRPLUS, whose list may be older than what is known: nil
+// if the name leads to a node that it may not speak for. The kernel looks it up then.
+func (t *tree) enterListed(info volume.Info) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.byName[info.Name]; n != nil && (n.pending || n.vol == nil && n.info.UUID != info.UUID) {
+		return nil
+	}
+	return t.enterHeld(info, true)
 }
 
 // add makes a node. t.mu is held.

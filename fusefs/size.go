@@ -4,6 +4,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
 
@@ -45,6 +46,12 @@ func (t *tree) resize(n *node, size uint64) fuse.Status {
 	}
 	n.changing.Lock()
 	defer n.changing.Unlock()
+	if h, err := t.fill(n); err != nil {
+		return t.refused(n.name, h.write, h.pid, err)
+	}
+	if st := t.lookAgain(n); !st.Ok() {
+		return st
+	}
 	t.mu.Lock()
 	pending, vol, have := n.pending, n.vol, uint64(n.info.Size)
 	removed := pending && n.gone
@@ -77,6 +84,19 @@ func (t *tree) resize(n *node, size uint64) fuse.Status {
 	return fuse.OK
 }
 
+// lookAgain finds out which size a volume has that is not open here: what is known of
+// it may be older than a change elsewhere.
+func (t *tree) lookAgain(n *node) fuse.Status {
+	t.mu.Lock()
+	known := n.pending || n.vol != nil
+	t.mu.Unlock()
+	if known {
+		return fuse.OK
+	}
+	t.cat.forget()
+	return t.refresh(n)
+}
+
 // realise makes the volume of a pending image and opens it for the handles that
 // the image has. n.changing is held, so no open of it is under way.
 func (t *tree) realise(n *node, size int64) fuse.Status {
@@ -94,15 +114,34 @@ func (t *tree) realise(n *node, size int64) fuse.Status {
 		n.info = info
 		t.mu.Unlock()
 	}
+	if h, err := t.fill(n); err != nil {
+		// The volume is there, but another mount was faster to open it.
+		return t.refused(n.name, h.write, h.pid, err)
+	}
+	return fuse.OK
+}
+
+// fill opens the volume of an image for those of its handles that have none: they were
+// opened while the image was pending. n.changing is held. With an error comes the handle
+// for which it could not be opened; it is tried again when the handle is used.
+func (t *tree) fill(n *node) (*handle, error) {
+	t.mu.Lock()
+	pending, gone := n.pending, n.gone
+	t.mu.Unlock()
+	if pending {
+		return nil, nil
+	}
 	for i := range *t.handles.Load() {
 		h := t.handle(uint64(i + 1))
-		if h == nil || h.n != n {
+		if h == nil || h.n != n || h.vol.Load() != nil {
 			continue
+		}
+		if gone { // its name may be another volume's by now
+			return h, pool.ErrNoVolume
 		}
 		v, err := t.vols.Open(t.s.ctx, n.name, h.write)
 		if err != nil {
-			// The volume is there, but another mount was faster to open it.
-			return t.refused(n.name, h.write, h.pid, err)
+			return h, err
 		}
 		t.mu.Lock()
 		if t.handle(uint64(i+1)) == h {
@@ -113,5 +152,28 @@ func (t *tree) realise(n *node, size int64) fuse.Status {
 		}
 		t.mu.Unlock()
 	}
-	return fuse.OK
+	return nil, nil
+}
+
+// volume returns the volume of an open image, nil while it is pending.
+func (t *tree) volume(h *handle) (*volume.Volume, fuse.Status) {
+	if v := h.vol.Load(); v != nil || h.n == nil {
+		return v, fuse.OK
+	}
+	t.mu.Lock()
+	pending := h.n.pending
+	t.mu.Unlock()
+	if pending {
+		return nil, fuse.OK
+	}
+	h.n.changing.Lock()
+	defer h.n.changing.Unlock()
+	_, err := t.fill(h.n)
+	if v := h.vol.Load(); v != nil {
+		return v, fuse.OK
+	}
+	if err != nil {
+		t.quiet.log("%s was created, and cannot be opened: %v", h.n.name, err)
+	}
+	return nil, fuse.EIO
 }
