@@ -103,6 +103,11 @@ var All = []Mutant{
 		Package: "kvstore/volume", Test: "TestReadOnlyAfterCrash",
 	},
 	{
+		Name: "the state file is not recovered, seen by fio", File: "kvstore/volume/recover.go",
+		Old: "		if resumed {\n			return v.recover(ctx, ch, m, rec.MapHeight)\n		}\n", New: "		if resumed {\n			clear(m.bits[0])\n			return v.recover(ctx, ch, m, rec.MapHeight)\n		}\n",
+		Package: "test/e2e", Test: "TestPowerCut",
+	},
+	{
 		Name: "a connection is replaced before the old one is drained", File: "kvstore/memcached/conn.go",
 		Old: "		if !c.haunt.Done() {\n			return\n		}\n", New: "",
 		Package: "test/sim", Test: "TestLinearizable",

@@ -108,4 +108,14 @@ var Mending = []Mutant{
 		Old: "	defer sf.leave()\n", New: "	defer sf.remove()\n",
 		Package: "kvstore/volume", Test: "TestSurveyAfterCrash",
 	},
+	{
+		Name: "a full server's word on ballast is taken", File: "kvstore/memcached/ballast.go",
+		Old: "				full = append(full, i)\n", New: "				s.ballastLost(i)\n",
+		Package: "kvstore/memcached", Test: "TestNewLayerOnAFullServer",
+	},
+	{
+		Name: "a last close that is given up takes the local state away", File: "kvstore/volume/close.go",
+		Old: "		return true, fmt.Errorf(", New: "		return false, fmt.Errorf(",
+		Package: "kvstore/volume", Test: "TestLostCloseGivenUp",
+	},
 }
