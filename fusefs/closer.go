@@ -26,6 +26,8 @@ type closer struct {
 	busy   int        // closings under way
 	idle   chan struct{}
 	failed map[*volume.Volume]failedClose // given up; the next wait tries again
+	// trying has, by name, why the last try failed of what is tried again.
+	trying map[string]error
 	// ended has, by name, why a volume is closed though its last close failed. It
 	// stays: no later close can say it.
 	ended map[string]error
@@ -46,6 +48,7 @@ func (c *closer) init(log func(string, ...any)) {
 	c.log = log
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.failed = make(map[*volume.Volume]failedClose)
+	c.trying = make(map[string]error)
 	c.ended = make(map[string]error)
 }
 
@@ -79,6 +82,9 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 			break
 		}
 		c.log("closing %s failed, trying again: %v", v.Name(), err)
+		c.mu.Lock()
+		c.trying[v.Name()] = err
+		c.mu.Unlock()
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -87,6 +93,7 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.trying, v.Name())
 	switch {
 	case err == nil:
 	case ClosedForGood(err):
@@ -107,6 +114,19 @@ func (c *closer) run(ctx context.Context, v *volume.Volume) {
 // (volume.Close).
 func ClosedForGood(err error) bool {
 	return errors.Is(err, pool.ErrHeld) || errors.Is(err, kvstore.ErrServerLost)
+}
+
+// Closing says why a volume that nobody uses any more is not closed yet; nil: no try
+// has failed so far. It waits for nothing.
+func (s *Server) Closing() error { return s.closer.trouble() }
+
+func (c *closer) trouble() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(c.trying)) {
+		return fmt.Errorf("closing %s: %w", name, c.trying[name])
+	}
+	return nil
 }
 
 // wait returns when all closings have ended. Those that were given up before are

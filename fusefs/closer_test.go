@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/fault"
 	"github.com/kvbfs/kvbfs/kvstore/mem"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
@@ -63,6 +64,49 @@ func TestLossOfCloseStays(t *testing.T) {
 				t.Errorf("a volume is still open: %v", err)
 			}
 		})
+	}
+}
+
+// TestClosingSaysWhy: what closes in the background, again and again, says why it has
+// not succeeded so far, and nothing once it has.
+func TestClosingSaysWhy(t *testing.T) {
+	ctx, run := context.Background(), t.TempDir()
+	st := fault.Wrap(mem.New(mem.Config{}), 1)
+	p, err := pool.Open(ctx, st, pool.Options{URL: "mem:", StateDir: t.TempDir(), RuntimeDir: run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	vols := volume.New(p, st, volume.Options{RuntimeDir: run})
+	s := &Server{}
+	s.closer.init(t.Logf)
+	if err := vols.Create(ctx, "a", 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	v, err := vols.Open(ctx, "a", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Closing(); err != nil {
+		t.Errorf("before the close: %v", err)
+	}
+	st.SetRules(fault.Rule{Target: fault.Flushes, Action: fault.Fail, Err: kvstore.ErrFull})
+	s.closer.add(v)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		err := s.Closing()
+		if errors.Is(err, kvstore.ErrFull) && strings.Contains(err.Error(), "closing a: ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a close that fails says %v", err)
+		}
+	}
+	st.SetRules()
+	if err := s.closer.wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Closing(); err != nil {
+		t.Errorf("after the close: %v", err)
 	}
 }
 

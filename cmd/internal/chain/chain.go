@@ -44,6 +44,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
@@ -145,9 +146,10 @@ type Chain struct {
 	// Progress is told each step, Notice what the user should know in any case.
 	Progress, Notice func(format string, args ...any)
 
-	runtime string // private directory on tmpfs
-	sys     system
-	undos   []undo
+	runtime  string // private directory on tmpfs
+	sys      system
+	undos    []undo
+	patience time.Duration // how long a step may wait before Notice is told why
 }
 
 // New returns a Chain on this machine.
@@ -176,7 +178,7 @@ func newChain(runtime string, sys system, progress, notice func(string, ...any))
 			return nil, err
 		}
 	}
-	return &Chain{Progress: progress, Notice: notice, runtime: runtime, sys: sys}, nil
+	return &Chain{Progress: progress, Notice: notice, runtime: runtime, sys: sys, patience: patience}, nil
 }
 
 // privateDir is where Up mounts a store that nobody else has mounted.

@@ -49,11 +49,11 @@ func removeDirs(made []string) {
 	}
 }
 
-// unmountIf unmounts a mount point if source is what is mounted there. It fails if
-// source stays mounted somewhere.
-func (c *Chain) unmountIf(ctx context.Context, at, source string) error {
+// unmountIf unmounts a mount point if source, a device of the store on dir, is what is
+// mounted there. It fails if source stays mounted somewhere.
+func (c *Chain) unmountIf(ctx context.Context, at, source, dir string) error {
 	if m, ok := losetup.MountAt(c.sys.Table(), at); ok && m.Source == source {
-		if err := c.sys.Unmount(ctx, at, false); err != nil {
+		if err := c.slowly(ctx, "unmount of "+at, dir, func() error { return c.sys.Unmount(ctx, at, false) }); err != nil {
 			return err
 		}
 	}
@@ -119,7 +119,7 @@ func (c *Chain) stop(ctx context.Context, name, store, dir string, res *Result) 
 			err = c.unmountAll(ctx, dir)
 		} else {
 			c.Progress("unmounting %s", store)
-			err = c.sys.Kvbfs(ctx, "", "umount", dir)
+			err = c.slowly(ctx, "unmount of "+dir, dir, func() error { return c.sys.Kvbfs(ctx, "", "umount", dir) })
 		}
 		if err != nil {
 			return err

@@ -115,7 +115,7 @@ func (c *Chain) takeDown(ctx context.Context, f *found, rec *record, res *Result
 			return err
 		}
 		if slices.Contains(f.points(f.device.Path), rec.At) {
-			if err := c.unmount(ctx, rec.At); err != nil {
+			if err := c.unmount(ctx, rec.At, rec.Dir); err != nil {
 				return err
 			}
 		}
@@ -123,7 +123,8 @@ func (c *Chain) takeDown(ctx context.Context, f *found, rec *record, res *Result
 			return err
 		}
 		c.Progress("detaching %s", f.device.Path)
-		if err := c.detach(ctx, *f.device, letGo); err != nil {
+		err := c.slowly(ctx, "detach of "+f.device.Path, rec.Dir, func() error { return c.detach(ctx, *f.device, letGo) })
+		if err != nil {
 			return err
 		}
 	}
@@ -131,12 +132,12 @@ func (c *Chain) takeDown(ctx context.Context, f *found, rec *record, res *Result
 		if err := c.idle(rec.At); err != nil {
 			return err
 		}
-		if err := c.unmount(ctx, rec.At); err != nil {
+		if err := c.unmount(ctx, rec.At, rec.Dir); err != nil {
 			return err
 		}
 	}
 	if rec.Rootless {
-		if err := c.awaitEnd(ctx, rec.Fuse2fs); err != nil {
+		if err := c.slowly(ctx, "end of fuse2fs", rec.Dir, func() error { return c.awaitEnd(ctx, rec.Fuse2fs) }); err != nil {
 			return err
 		}
 	}
@@ -146,10 +147,10 @@ func (c *Chain) takeDown(ctx context.Context, f *found, rec *record, res *Result
 	return c.forget(rec.Name)
 }
 
-// unmount unmounts the file system, which writes what is dirty.
-func (c *Chain) unmount(ctx context.Context, at string) error {
+// unmount unmounts the file system, which writes what is dirty to the store on dir.
+func (c *Chain) unmount(ctx context.Context, at, dir string) error {
 	c.Progress("unmounting %s", at)
-	err := c.sys.Unmount(ctx, at, false)
+	err := c.slowly(ctx, "unmount of "+at, dir, func() error { return c.sys.Unmount(ctx, at, false) })
 	if errors.Is(err, unix.EBUSY) {
 		if err := c.idle(at); err != nil {
 			return err

@@ -45,6 +45,8 @@ type fake struct {
 	said     []string
 	mounts   []string // the flags of each `kvbfs mount`
 	silent   []string
+	why      string                   // what the mount of the store waits for
+	hangs    map[string]chan struct{} // calls that wait until this is closed
 	held     int
 	// provisions is the answer of the store to provisioning.
 	provisions  error
@@ -218,7 +220,10 @@ func (f *fake) Mount(_ context.Context, device, at string, fs filesystem) error 
 
 func (f *fake) Silent(context.Context, string) []string { return f.silent }
 
+func (f *fake) WaitsFor(_ context.Context, dir string) string { return f.why }
+
 func (f *fake) Unmount(_ context.Context, at string, lazy bool) error {
+	f.hang("unmount")
 	return f.op(func() error {
 		if len(f.users[at]) > 0 && !lazy {
 			return syscall.EBUSY
@@ -241,6 +246,7 @@ func (f *fake) Unmount(_ context.Context, at string, lazy bool) error {
 }
 
 func (f *fake) Kvbfs(_ context.Context, store string, args ...string) error {
+	f.hang(args[0])
 	return f.op(func() error {
 		switch strings.Join(args[:min(2, len(args))], " ") {
 		case "volume create":
@@ -274,6 +280,13 @@ func (f *fake) Kvbfs(_ context.Context, store string, args ...string) error {
 		}
 		return fmt.Errorf("kvbfs %v is not known", args)
 	})
+}
+
+// hang waits for as long as the call is told to.
+func (f *fake) hang(call string) {
+	if until := f.hangs[call]; until != nil {
+		<-until
+	}
 }
 
 // create makes an empty volume.

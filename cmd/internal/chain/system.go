@@ -60,6 +60,8 @@ type system interface {
 	Unmount(ctx context.Context, at string, lazy bool) error
 	// Silent are the servers of the mount on dir that do not answer now.
 	Silent(ctx context.Context, dir string) []string
+	// WaitsFor says what the mount on dir waits for; empty: nothing that can be seen.
+	WaitsFor(ctx context.Context, dir string) string
 
 	// Hold sets the descriptor of a lock that children inherit, and returns the one
 	// before; -1 for none.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -88,6 +89,48 @@ func (m *machine) Silent(ctx context.Context, dir string) []string {
 		servers = append(servers, u.Server)
 	}
 	return servers
+}
+
+func (m *machine) WaitsFor(ctx context.Context, dir string) string {
+	d, ok := daemon.FindDir(dir)
+	if !ok {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	var s daemon.Status
+	if err := daemon.Call(ctx, d, "status", nil, &s); err != nil {
+		return err.Error()
+	}
+	return s.WaitsFor()
+}
+
+const (
+	// patience is longer than what is stored by a store that works well takes as a rule.
+	patience = 3 * time.Second
+	// silence is how long a step that waits says nothing more.
+	silence = time.Minute
+)
+
+// slowly runs a step that may have to wait for the store on dir, and tells now and
+// then what for: nobody else would, where no terminal shows the steps.
+func (c *Chain) slowly(ctx context.Context, what, dir string, step func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- step() }()
+	for wait := c.patience; ; wait = min(2*wait, silence) {
+		t := time.NewTimer(wait)
+		select {
+		case err := <-done:
+			t.Stop()
+			return err
+		case <-t.C:
+		}
+		why := c.sys.WaitsFor(ctx, dir)
+		if why == "" {
+			why = "what is not stored is written first"
+		}
+		c.Notice("waiting for the %s: %s", what, why)
+	}
 }
 
 // tellSilent says what a Down waits for.

@@ -196,7 +196,7 @@ func (c *Chain) make(ctx context.Context, req Request, f *found, rec *record, re
 		return err
 	}
 	c.Progress("mounting %s on %s", rec.Device, rec.At)
-	c.onFailure("unmount "+rec.At, func(ctx context.Context) error { return c.unmountIf(ctx, rec.At, rec.Device) })
+	c.onFailure("unmount "+rec.At, func(ctx context.Context) error { return c.unmountIf(ctx, rec.At, rec.Device, rec.Dir) })
 	err = c.sys.Mount(ctx, rec.Device, rec.At, fs)
 	if err != nil && len(f.held) > 0 {
 		// XFS and btrfs refuse a second file system with the same UUID.

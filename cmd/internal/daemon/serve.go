@@ -398,10 +398,15 @@ func (s *server) setDrain(text string) {
 	s.drain = text
 }
 
+// draining says what the end waits for, and why as far as it is known.
 func (s *server) draining() string {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.drain
+	drain := s.drain
+	s.mu.Unlock()
+	if why := s.fs.Closing(); drain != "" && why != nil {
+		drain += ": " + why.Error()
+	}
+	return drain
 }
 
 // methods are all calls of the control socket.
@@ -415,16 +420,19 @@ func (s *server) methods() map[string]method {
 	return m
 }
 
+// lookEvery is after how many ticks umount asks the servers for a sign of life.
+const lookEvery = 6
+
 // umount answers when everything is stored. A caller who goes away does not stop
 // it.
-func (s *server) umount(_ context.Context, p UmountParams, progress func(Progress)) (any, error) {
+func (s *server) umount(ctx context.Context, p UmountParams, progress func(Progress)) (any, error) {
 	if err := s.end(p.Force); err != nil {
 		return nil, err
 	}
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	last := ""
-	for {
+	last, silent := "", []ServerTrouble(nil)
+	for ticks := 0; ; ticks++ {
 		select {
 		case <-s.ended:
 			if p.Force && errors.Is(s.err, ErrForced) {
@@ -432,7 +440,11 @@ func (s *server) umount(_ context.Context, p UmountParams, progress func(Progres
 			}
 			return nil, s.err
 		case <-tick.C:
-			if now := s.draining(); now != last {
+			if ticks%lookEvery == 0 {
+				silent = s.status(ctx).Unreachable
+			}
+			now := (&Status{Draining: s.draining(), Unreachable: silent}).WaitsFor()
+			if now != last {
 				last = now
 				progress(Progress{Text: now})
 			}

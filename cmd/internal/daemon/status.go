@@ -37,6 +37,22 @@ type Status struct {
 	Draining  string           `json:"draining,omitempty"`
 }
 
+// WaitsFor says what a mount waits for, as far as can be seen: what its end waits for,
+// the servers that do not answer, else the oldest request. Empty: nothing.
+func (s *Status) WaitsFor() string {
+	var why []string
+	if s.Draining != "" {
+		why = append(why, s.Draining)
+	}
+	for _, u := range s.Unreachable {
+		why = append(why, "no answer from "+u.Server)
+	}
+	if len(why) == 0 && len(s.FS.Waiting) > 0 {
+		why = append(why, s.FS.Waiting[0].String())
+	}
+	return strings.Join(why, "; ")
+}
+
 // ServerTrouble says what is wrong with a server.
 type ServerTrouble struct {
 	Server string `json:"server"`
