@@ -23,7 +23,7 @@ func (c *doctorCmd) Run(g *globals) error {
 		return err
 	}
 	list := doctor.Machine(g.ctx)
-	store, err := doctor.Store(g.ctx, c.URL)
+	store, err := doctor.Store(g.ctx, c.URL, logToStderr)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
+	"github.com/kvbfs/kvbfs/kvstore"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 	"github.com/kvbfs/kvbfs/kvstore/volume"
 )
@@ -168,6 +169,9 @@ func asInterrupted(ctx context.Context, err error) error {
 	}
 	if err == nil || ctx.Err() == nil || errors.Is(err, context.Canceled) {
 		return err
+	}
+	if errors.Is(err, kvstore.ErrAborted) {
+		return context.Canceled // which request it was is of no interest
 	}
 	return interrupted{err}
 }

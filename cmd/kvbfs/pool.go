@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
 
@@ -39,11 +40,11 @@ func (c *poolInfoCmd) Run(g *globals) error {
 	if stack.Private(c.URL) {
 		return usagef("a store in memory lives inside its mount: ask `kvbfs status`")
 	}
-	s, err := stack.Open(g.ctx, stack.Config{URL: c.URL, Dangerous: true})
+	s, err := stack.Open(g.ctx, stack.Config{URL: c.URL, Dangerous: true, Log: logToStderr})
 	if err != nil {
 		return err
 	}
-	defer s.Close(g.ctx)
+	defer s.Close(context.WithoutCancel(g.ctx))
 	out := poolInfo{Store: s.URL, Durability: s.Store.Properties().Durability.String(), Findings: daemon.Findings(s.Findings)}
 	if s.Pool.Formatted() {
 		id := s.Pool.UUID()

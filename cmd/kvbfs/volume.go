@@ -63,6 +63,9 @@ func choose(ctx context.Context, mounts []daemon.Mount, name string) (best daemo
 	for _, m := range mounts {
 		var s daemon.Status
 		if askErr := askStatus(ctx, m, &s); askErr != nil {
+			if ctx.Err() != nil {
+				return best, ctx.Err()
+			}
 			err = fmt.Errorf("%w; `kvbfs status` tells more", askErr)
 			continue
 		}

@@ -125,11 +125,11 @@ func (c *Chain) slowly(ctx context.Context, what, dir string, step func() error)
 			return err
 		case <-t.C:
 		}
-		why := c.sys.WaitsFor(ctx, dir)
-		if why == "" {
-			why = "what is not stored is written first"
+		if why := c.sys.WaitsFor(ctx, dir); why != "" {
+			c.Notice("waiting for the %s: %s", what, why)
+			continue
 		}
-		c.Notice("waiting for the %s: %s", what, why)
+		c.Notice("waiting for the %s", what)
 	}
 }
 

@@ -225,7 +225,9 @@ func (c *Chain) mountStore(ctx context.Context, req Request, f *found, rec *reco
 	c.onFailure("unmount "+rec.Dir, func(ctx context.Context) error {
 		return c.stopLocked(ctx, rec.Name, rec.Store, rec.Dir, new(Result))
 	})
-	return c.sys.Kvbfs(ctx, req.Store, slices.Concat([]string{"mount", rec.Dir}, texts(req.MountFlags), req.dangerous())...)
+	return c.slowly(ctx, "mount of "+rec.Store, rec.Dir, func() error {
+		return c.sys.Kvbfs(ctx, req.Store, slices.Concat([]string{"mount", rec.Dir}, texts(req.MountFlags), req.dangerous())...)
+	})
 }
 
 // attach makes the device.

@@ -50,8 +50,9 @@ const (
 // given arguments, which must make it serve dir and report on ReadyFD (see
 // Reporter). It returns the banner once a read of the mount succeeded. notice is
 // told what the start waits for. On failure nothing is left behind; what the
-// child said is a StartError.
-func Start(ctx context.Context, dir string, args []string, notice func(string)) (banner string, err error) {
+// child said is a StartError. After caller was cancelled the error is context.Canceled
+// alone.
+func Start(caller context.Context, dir string, args []string, notice func(string)) (banner string, err error) {
 	base, err := basePath(dir)
 	if err != nil {
 		return "", err
@@ -87,7 +88,7 @@ func Start(ctx context.Context, dir string, args []string, notice func(string)) 
 	exited := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(exited) }()
 
-	ctx, cancel := context.WithTimeout(ctx, startTime)
+	ctx, cancel := context.WithTimeout(caller, startTime)
 	defer cancel()
 	banner, err = awaitReady(ctx, r, notice)
 	if err == nil {
@@ -96,7 +97,12 @@ func Start(ctx context.Context, dir string, args []string, notice func(string)) 
 	if err == nil {
 		return banner, nil
 	}
-	stop(cmd.Process, exited, dir)
+	interrupted := errors.Is(caller.Err(), context.Canceled)
+	stop(cmd.Process, exited, dir, interrupted)
+	if interrupted {
+		removeLog(log, logPath) // it says that the start was given up
+		return "", context.Canceled
+	}
 	var said *StartError
 	if errors.As(err, &said) {
 		removeLog(log, logPath)
@@ -157,8 +163,12 @@ func touch(ctx context.Context, dir string) error {
 	}
 }
 
-// stop ends a child whose start failed, and takes away what it left.
-func stop(p *os.Process, exited <-chan struct{}, dir string) {
+// stop ends a child whose start failed, and takes away what it left. One that does not
+// know of the failure itself is not waited for first.
+func stop(p *os.Process, exited <-chan struct{}, dir string, atOnce bool) {
+	if atOnce {
+		_ = p.Signal(syscall.SIGTERM)
+	}
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGKILL} {
 		select {
 		case <-exited:

@@ -53,10 +53,10 @@ func TestMachineFindingsAreWhole(t *testing.T) {
 
 func TestStore(t *testing.T) {
 	dir := isolate(t)
-	if _, err := Store(t.Context(), "etcd://h"); !errors.Is(err, stack.ErrInput) {
+	if _, err := Store(t.Context(), "etcd://h", t.Logf); !errors.Is(err, stack.ErrInput) {
 		t.Errorf("unknown store: %v", err)
 	}
-	list, err := Store(t.Context(), "file://"+filepath.Join(dir, "store"))
+	list, err := Store(t.Context(), "file://"+filepath.Join(dir, "store"), t.Logf)
 	if err != nil || Failed(list) {
 		t.Errorf("a new file store: %+v, %v", list, err)
 	}
@@ -67,12 +67,12 @@ func TestStore(t *testing.T) {
 	}
 	addr := ln.Addr().String()
 	ln.Close()
-	list, err = Store(t.Context(), "memcached://"+addr)
+	list, err = Store(t.Context(), "memcached://"+addr, t.Logf)
 	if err != nil || !Failed(list) || !strings.Contains(list[0].What, addr) || !strings.Contains(list[0].Fix, "memcached -M -F") {
 		t.Errorf("a server that is down: %+v, %v", list, err)
 	}
 	socket := filepath.Join(dir, "none.sock")
-	list, err = Store(t.Context(), "memcached+unix://"+socket)
+	list, err = Store(t.Context(), "memcached+unix://"+socket, t.Logf)
 	if err != nil || !Failed(list) || !strings.HasSuffix(list[0].Fix, "-s "+socket) {
 		t.Errorf("a socket that is not there: %+v, %v", list, err)
 	}

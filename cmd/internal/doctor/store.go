@@ -23,14 +23,18 @@ const startLine = "memcached -M -F -k -m MEGABYTES -t 4 -R 128 -c 4096 -o slab_s
 const redisLine = "redis-server --maxmemory SIZE --maxmemory-policy noeviction --appendonly yes --appendfsync everysec --save ''"
 
 // Store looks at a store: does it answer, how fast, does it know its pool, and
-// are its settings safe. The error is about the URL itself (stack.ErrInput).
-func Store(ctx context.Context, url string) ([]Finding, error) {
+// are its settings safe. The error is about the URL itself (stack.ErrInput), or
+// context.Canceled. log is told what it waits for.
+func Store(ctx context.Context, url string, log func(format string, args ...any)) ([]Finding, error) {
 	masked, err := stack.Canonical(url)
 	if err != nil {
 		return nil, err
 	}
 	r := report{area: "store"}
-	s, err := stack.Open(ctx, stack.Config{URL: url, Dangerous: true})
+	s, err := stack.Open(ctx, stack.Config{URL: url, Dangerous: true, Log: log})
+	if errors.Is(err, context.Canceled) {
+		return nil, err
+	}
 	if err != nil {
 		r.broken(masked, err)
 		return r.list, nil

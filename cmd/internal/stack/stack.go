@@ -26,6 +26,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -117,12 +118,20 @@ func (e *RefusedError) Error() string {
 const openTime = 15 * time.Second
 
 // Open builds a stack. An error says what is wrong with which part of the URL or
-// which server, and what to do. ctx bounds the opening only, never for longer
-// than some seconds.
-func Open(ctx context.Context, cfg Config) (*Stack, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTime)
+// which server, and what to do; after ctx was cancelled it is context.Canceled alone.
+// ctx bounds the opening only, never for longer than some seconds.
+func Open(caller context.Context, cfg Config) (*Stack, error) {
+	ctx, cancel := context.WithTimeout(caller, openTime)
 	defer cancel()
+	var asking atomic.Pointer[string]
+	defer cfg.tellSlow(&asking)()
 	src, err := openStore(ctx, cfg)
+	if errors.Is(caller.Err(), context.Canceled) {
+		if err == nil {
+			closeBehind(caller, src.store.Close)
+		}
+		return nil, context.Canceled
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -131,13 +140,61 @@ func Open(ctx context.Context, cfg Config) (*Stack, error) {
 		err = s.wrap(cfg, src.private)
 	}
 	if err == nil {
-		err = s.build(ctx, cfg, src)
+		err = s.build(ctx, cfg, src, &asking)
 	}
 	if err != nil {
-		_ = s.Close(context.Background())
+		closeBehind(caller, func() error { return s.Close(context.Background()) })
+		if errors.Is(caller.Err(), context.Canceled) {
+			return nil, context.Canceled
+		}
 		return nil, explain(s.URL, err)
 	}
 	return s, nil
+}
+
+// partingTime is what is closed after an interrupt has to be closed in.
+const partingTime = 200 * time.Millisecond
+
+// closeBehind closes what could not be used. Once ctx is cancelled it does not wait
+// for long: a request to a silent server ends after seconds only, and nothing is to be
+// stored.
+func closeBehind(ctx context.Context, closing func() error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = closing()
+	}()
+	select {
+	case <-done:
+		return
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+	case <-time.After(partingTime):
+	}
+}
+
+// slowOpen is after how long Open says what it waits for. A server that is down, which
+// may just be starting, is an error before.
+const slowOpen = startWait + time.Second/2
+
+// tellSlow says once what Open waits for, if it has not ended by then: the server that
+// is being asked, else the store. It ends with the call of what it returns.
+func (c Config) tellSlow(asking *atomic.Pointer[string]) (stop func()) {
+	if c.Log == nil {
+		return func() {}
+	}
+	t := time.AfterFunc(slowOpen, func() {
+		who, err := Canonical(c.URL)
+		if server := asking.Load(); server != nil {
+			who, err = *server, nil
+		}
+		if err == nil {
+			c.Log("waiting for an answer of %s", who)
+		}
+	})
+	return func() { t.Stop() }
 }
 
 // wrap puts the cache on the store, where it can pay: the kernel's page cache does
@@ -159,8 +216,8 @@ func (s *Stack) wrap(cfg Config, private bool) (err error) {
 }
 
 // build puts the pool and the volumes on the store.
-func (s *Stack) build(ctx context.Context, cfg Config, src source) error {
-	if err := s.inspect(ctx, cfg.Dangerous); err != nil {
+func (s *Stack) build(ctx context.Context, cfg Config, src source, asking *atomic.Pointer[string]) error {
+	if err := s.inspect(ctx, cfg.Dangerous, asking); err != nil {
 		return err
 	}
 	run, err := RuntimeDir()
@@ -204,14 +261,16 @@ func (s *Stack) build(ctx context.Context, cfg Config, src source) error {
 
 // inspect measures the round trip, which also proves that each server answers,
 // and asks the store for dangerous settings.
-func (s *Stack) inspect(ctx context.Context, dangerous bool) error {
-	for i := range s.Store.Servers() {
+func (s *Stack) inspect(ctx context.Context, dangerous bool, asking *atomic.Pointer[string]) error {
+	for i, server := range s.Store.Servers() {
+		asking.Store(&server)
 		rtt, err := firstTrip(ctx, s.Store.Control(), i)
 		if err != nil {
 			return err
 		}
 		s.RTT = append(s.RTT, rtt)
 	}
+	asking.Store(nil)
 	var err error
 	if s.Findings, err = s.Store.Inspect(ctx); err != nil {
 		return fmt.Errorf("looking at the store's settings: %w", err)
