@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,7 +102,7 @@ func (c *volumeRmCmd) Run(g *globals) error {
 		if err != nil {
 			return err
 		}
-		if err := c.confirm(info); err != nil {
+		if err := c.confirm(g.ctx, info); err != nil {
 			return err
 		}
 		show := newProgress("removing " + c.Name)
@@ -137,7 +138,7 @@ func (c *volumeRmCmd) inUse(err error) error {
 }
 
 // confirm asks on a terminal; a script says --yes.
-func (c *volumeRmCmd) confirm(info daemon.VolumeInfo) error {
+func (c *volumeRmCmd) confirm(ctx context.Context, info daemon.VolumeInfo) error {
 	if c.Yes {
 		return nil
 	}
@@ -149,12 +150,32 @@ func (c *volumeRmCmd) confirm(info daemon.VolumeInfo) error {
 		held += ", " + stack.FormatSize(info.Allocated) + " stored"
 	}
 	fmt.Fprintf(os.Stderr, "Remove %s (%s) and all of its data? [y/N] ", c.Name, held)
-	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-	switch strings.ToLower(strings.TrimSpace(answer)) {
-	case "y", "yes":
-		return nil
+	yes, err := agreed(ctx, os.Stdin)
+	if err == nil && !yes {
+		err = fmt.Errorf("%s is kept", c.Name)
 	}
-	return fmt.Errorf("%s is kept", c.Name)
+	return err
+}
+
+// agreed reads an answer; nothing but a clear yes is one. The end of ctx is no answer,
+// also if one arrives with it: a read of a terminal does not end by a signal, so it is
+// left behind.
+func agreed(ctx context.Context, in io.Reader) (bool, error) {
+	answered := make(chan string, 1)
+	go func() {
+		answer, _ := bufio.NewReader(in).ReadString('\n')
+		answered <- strings.ToLower(strings.TrimSpace(answer))
+	}()
+	answer := ""
+	select {
+	case answer = <-answered:
+	case <-ctx.Done():
+	}
+	if err := ctx.Err(); err != nil {
+		fmt.Fprintln(os.Stderr) // the question's line has no end yet
+		return false, err
+	}
+	return answer == "y" || answer == "yes", nil
 }
 
 type volumeSetCmd struct {
