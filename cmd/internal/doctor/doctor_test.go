@@ -3,6 +3,7 @@ package doctor
 import (
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -66,14 +67,21 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := ln.Addr().String()
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ln.Close()
 	list, err = Store(t.Context(), "memcached://"+addr, t.Logf)
-	if err != nil || !Failed(list) || !strings.Contains(list[0].What, addr) || !strings.Contains(list[0].Fix, "memcached -M -F") {
+	if err != nil || !Failed(list) || !strings.Contains(list[0].What, addr) || !strings.Contains(list[0].Fix, "memcached -M -F") || !strings.HasSuffix(list[0].Fix, " -l "+host+" -p "+port) {
 		t.Errorf("a server that is down: %+v, %v", list, err)
+	}
+	if f := list[0]; strings.Contains(f.What, "doctor") || strings.Contains(f.Fix, "-u nobody") != (os.Geteuid() == 0) {
+		t.Errorf("it names itself, or not the user that root needs: %+v", f)
 	}
 	socket := filepath.Join(dir, "none.sock")
 	list, err = Store(t.Context(), "memcached+unix://"+socket, t.Logf)
-	if err != nil || !Failed(list) || !strings.HasSuffix(list[0].Fix, "-s "+socket) {
+	if err != nil || !Failed(list) || !strings.HasSuffix(list[0].Fix, " -s "+socket+" -a 0600") || strings.Contains(list[0].Fix, "-u root") != (os.Geteuid() == 0) {
 		t.Errorf("a socket that is not there: %+v, %v", list, err)
 	}
 }

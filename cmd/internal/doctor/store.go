@@ -4,20 +4,45 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
 	"github.com/kvbfs/kvbfs/kvstore"
+	"github.com/kvbfs/kvbfs/kvstore/memcached"
 	"github.com/kvbfs/kvbfs/kvstore/pool"
 )
 
 // slowStore is a round trip from which on a disk feels slow at queue depth 1.
 const slowStore = 2 * time.Millisecond
 
-// startLine is how a memcached for kvbfs is started; docs/operation.md argues
-// each flag.
-const startLine = "memcached -M -F -k -m MEGABYTES -t 4 -R 128 -c 4096 -o slab_sizes=96-192-4176-4240-8352,slab_automove=0"
+// startLine is how a memcached for kvbfs is started that listens on where;
+// docs/operation.md argues each flag.
+func startLine(where string) string {
+	line := "memcached -M -F -k -m MEGABYTES -t 4 -R 128 -c 4096 -o slab_sizes=96-192-4176-4240-8352,slab_automove=0"
+	if os.Geteuid() == 0 { // it does not start as root without being told a user
+		user := " -u nobody"
+		if strings.HasPrefix(where, "-s ") {
+			user = " -u root" // others may not make a socket where root does
+		}
+		line += user
+	}
+	return line + " " + where
+}
+
+// listenOn are the flags with which a memcached listens at an address of a store URL.
+func listenOn(address string) string {
+	if strings.HasPrefix(address, "/") {
+		return "-s " + address + " -a 0600"
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "-l ADDRESS -p PORT"
+	}
+	return "-l " + host + " -p " + port
+}
 
 // redisLine is how a Redis for kvbfs is started; docs/stores.md argues each word.
 const redisLine = "redis-server --maxmemory SIZE --maxmemory-policy noeviction --appendonly yes --appendfsync everysec --save ''"
@@ -72,7 +97,7 @@ func (r *report) inspected(s *stack.Stack) {
 	}
 	switch name := s.Store.Properties().Name; {
 	case bad && name == "memcached":
-		r.add(Info, "a memcached for kvbfs is started so", startLine)
+		r.add(Info, "a memcached for kvbfs is started so", startLine(listenOn(s.Store.Servers()[0])))
 	case bad && name == "redis":
 		r.add(Info, "a Redis for kvbfs is started so", redisLine)
 	}
@@ -97,22 +122,31 @@ func (r *report) usage(u kvstore.Usage) {
 	}
 }
 
+// silent returns the address of the memcached that an error is about, else of the first
+// one of the URL.
+func silent(url string, err error) string {
+	var op *kvstore.OpError
+	if errors.As(err, &op) && op.Server != "" {
+		return op.Server
+	}
+	if cfg, _, _, err := memcached.ParseURL(url); err == nil {
+		return cfg.Servers[0]
+	}
+	return ""
+}
+
 // broken says why a store cannot be used.
 func (r *report) broken(url string, err error) {
-	// What stack adds for commands, beginning at the second line, is for other
-	// readers: the fix has its own place here.
-	what, hint, _ := strings.Cut(err.Error(), "\n")
-	fix := strings.TrimSpace(hint)
+	// What stack adds for commands is for other readers, and may send them here: the
+	// fix has its own place.
+	hint := stack.Hint(err)
+	what, fix := strings.TrimSuffix(err.Error(), hint), strings.TrimPrefix(hint, "; ")
 	switch {
-	case stack.Distrust(err) != "":
-		fix = strings.TrimPrefix(stack.Distrust(err), "; ")
+	case stack.Distrust(err) != "": // the hint says it
 	case errors.Is(err, kvstore.ErrUnreachable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, kvstore.ErrTimeout):
 		fix = "start the server, or correct the address"
-		if socket, ok := strings.CutPrefix(url, "memcached+unix://"); ok {
-			path, _, _ := strings.Cut(socket, "?")
-			fix = startLine + " -s " + path
-		} else if strings.HasPrefix(url, "memcached://") {
-			fix = startLine + " -l ADDRESS -p PORT"
+		if strings.HasPrefix(url, "memcached+unix://") || strings.HasPrefix(url, "memcached://") {
+			fix = startLine(listenOn(silent(url, err)))
 		} else if socket, ok := strings.CutPrefix(url, "redis+unix://"); ok {
 			path, _, _ := strings.Cut(socket, "?")
 			fix = redisLine + " --port 0 --unixsocket " + path

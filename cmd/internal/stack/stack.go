@@ -343,6 +343,25 @@ func roundTrip(ctx context.Context, c kvstore.Control, server int) (time.Duratio
 	return best, nil
 }
 
+// explained is an error with what explain adds.
+type explained struct {
+	error
+	hint string
+}
+
+func (e *explained) Error() string { return e.error.Error() + e.hint }
+func (e *explained) Unwrap() error { return e.error }
+
+// Hint returns what the message of an error of Open ends with if that tells the reader
+// of a command what to do; else it is empty.
+func Hint(err error) string {
+	var e *explained
+	if errors.As(err, &e) {
+		return e.hint
+	}
+	return ""
+}
+
 // explain adds to an error which store it is about and what to do.
 func explain(url string, err error) error {
 	hint := ""
@@ -362,7 +381,7 @@ func explain(url string, err error) error {
 	case errors.Is(err, os.ErrPermission):
 		hint = "; it is not yours: run as its owner, or choose another store with --store"
 	}
-	return fmt.Errorf("store %s: %w%s", url, err, hint)
+	return &explained{fmt.Errorf("store %s: %w", url, err), hint}
 }
 
 // Close closes all in order: volumes, pool, store. If volumes cannot be closed the
