@@ -84,6 +84,9 @@ func (s mountStatus) print() {
 	fmt.Println(s.Dir)
 	line("store", "%s", s.Store)
 	line("process", "%d, since %s", s.PID, s.Started.Local().Format("2006-01-02 15:04:05"))
+	if s.Log != "" {
+		line("log", "%s", s.Log)
+	}
 	if s.Problem != "" {
 		line("NOT ANSWERING", "%s", s.Problem)
 		line("", "`kvbfs umount --force %s` ends it; requests in flight fail then", s.Dir)
