@@ -157,11 +157,15 @@ func (s *Store) awaitPredecessors() {
 	if s.trace.dir == "" {
 		return
 	}
-	files, _ := filepath.Glob(filepath.Join(s.trace.dir, "*"+traceExt))
+	files, _ := os.ReadDir(s.trace.dir) // a pattern would take signs of the path for its own
 	left := map[*server]*legacy{}
 	var over []*wire.Drain
 	var dead []string
-	for _, path := range files {
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), traceExt) {
+			continue
+		}
+		path := filepath.Join(s.trace.dir, f.Name())
 		records, ok := readTrace(path)
 		if !ok {
 			continue // its process lives

@@ -79,11 +79,11 @@ func (c *Chain) forget(name string) error {
 
 // others are the names of the other volumes that are up on a mount.
 func (c *Chain) others(name, dir string) []string {
-	files, _ := filepath.Glob(filepath.Join(c.runtime, "up", "*.json"))
+	files, _ := os.ReadDir(filepath.Join(c.runtime, "up")) // a pattern would take signs of its path for its own
 	var names []string
 	for _, f := range files {
-		other := strings.TrimSuffix(filepath.Base(f), ".json")
-		if other == name {
+		other, ok := strings.CutSuffix(f.Name(), ".json")
+		if !ok || other == name {
 			continue
 		}
 		if r, err := c.load(other); err == nil && r != nil && r.Dir == dir {

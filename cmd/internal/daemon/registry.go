@@ -131,13 +131,16 @@ func registered() ([]Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	paths, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	files, err := os.ReadDir(dir) // a pattern would take signs of dir itself for its own
 	if err != nil {
 		return nil, err
 	}
 	var out []Mount
-	for _, p := range paths {
-		if m, ok := look(p); ok {
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), ".json") {
+			continue
+		}
+		if m, ok := look(filepath.Join(dir, f.Name())); ok {
 			out = append(out, m)
 		}
 	}

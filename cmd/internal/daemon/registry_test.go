@@ -118,6 +118,17 @@ func TestRegistryOfLiveAndDeadDaemons(t *testing.T) {
 	e.release()
 }
 
+// TestRegistryInADirectoryWithSigns: what a pattern would be made of is part of the
+// runtime directory's name.
+func TestRegistryInADirectoryWithSigns(t *testing.T) {
+	dir := isolate(t)
+	t.Setenv("KVBFS_RUNTIME_DIR", filepath.Join(dir, `r[un]*?\`))
+	one := startClaim(t, filepath.Join(dir, "one"))
+	if list, err := Mounts(); err != nil || len(list) != 1 || list[0].PID != one.Process.Pid {
+		t.Errorf("a live daemon: %+v, %v", list, err)
+	}
+}
+
 // Readers that look, and remove dead entries, must never take the entry of a
 // daemon that starts at the same time.
 func TestClaimAgainstReaders(t *testing.T) {
