@@ -36,6 +36,9 @@ func (f *writeBackFlags) check() error {
 	if f.MaxDirtyAge != nil && *f.MaxDirtyAge <= 0 {
 		return usagef("--max-dirty-age must be more than 0")
 	}
+	if (f.MaxDirty != "" || f.MaxDirtyAge != nil) && f.Cache != "writeback" {
+		return usagef("--max-dirty and --max-dirty-age need --cache=writeback: else nothing is dirty")
+	}
 	return nil
 }
 
