@@ -14,8 +14,8 @@ import (
 )
 
 type statusCmd struct {
-	Dir  string `arg:"" optional:"" help:"Mount to tell of. Default: all."`
-	JSON bool   `name:"json" help:"Print a JSON array, one object per mount."`
+	Dir  *string `arg:"" optional:"" help:"Mount to tell of. Default: all."`
+	JSON bool    `name:"json" help:"Print a JSON array, one object per mount."`
 }
 
 func (c *statusCmd) Help() string {
@@ -39,14 +39,17 @@ func askStatus(ctx context.Context, m daemon.Mount, out *daemon.Status) error {
 }
 
 func (c *statusCmd) Run(g *globals) error {
+	if c.Dir != nil && *c.Dir == "" {
+		return usagef("the directory of the mount is empty: name one, or leave it out for all")
+	}
 	mounts, err := daemon.Mounts()
 	if err != nil {
 		return err
 	}
-	if c.Dir != "" {
-		m, ok := daemon.FindDir(c.Dir)
+	if c.Dir != nil {
+		m, ok := daemon.FindDir(*c.Dir)
 		if !ok {
-			return fmt.Errorf("%s is not mounted by kvbfs", c.Dir)
+			return fmt.Errorf("%s is not mounted by kvbfs", *c.Dir)
 		}
 		mounts = []daemon.Mount{m}
 	}

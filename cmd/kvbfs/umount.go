@@ -24,6 +24,9 @@ func (c *umountCmd) Help() string {
 }
 
 func (c *umountCmd) Run(g *globals) error {
+	if c.Dir == "" {
+		return usagef("the directory to unmount is empty: name one") // else it were the current one
+	}
 	dir, err := daemon.Canonical(c.Dir)
 	if err != nil {
 		return err
