@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"strings"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/daemon"
 	"github.com/kvbfs/kvbfs/cmd/internal/stack"
@@ -103,8 +104,16 @@ func (c *poolForgetCmd) Run(g *globals) error {
 	if err != nil {
 		return err
 	}
-	if err := pool.Forget(dir, url); err != nil {
+	known, others, err := pool.Forget(dir, url)
+	if err != nil {
 		return err
+	}
+	if !known {
+		what := "no other pool either"
+		if len(others) > 0 {
+			what = "what is remembered: " + strings.Join(others, ", ")
+		}
+		return fmt.Errorf("nothing was remembered of %s; %s", url, what)
 	}
 	fmt.Printf("%s: forgotten\n", url)
 	return nil

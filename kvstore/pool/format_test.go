@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -136,13 +137,14 @@ func TestForgottenPools(t *testing.T) {
 				t.Errorf("joined %d times; the message must name %s", again.joins, c.names)
 			}
 			// Consent on a store that is wholly new is enough to go on.
-			if err := errors.Join(Forget(opt.StateDir, "test://other")); err != nil {
-				t.Fatal(err)
+			known, others, err := Forget(opt.StateDir, "test://other")
+			if err != nil || known || !slices.Equal(others, []string{opt.URL}) {
+				t.Fatalf("what is not remembered is forgotten: %v, %q, %v", known, others, err)
 			}
 			_, err = Open(t.Context(), again, opt)
 			wantErr(t, err, ErrForgotten)
-			if err := Forget(opt.StateDir, opt.URL); err != nil {
-				t.Fatal(err)
+			if known, _, err := Forget(opt.StateDir, opt.URL); err != nil || !known {
+				t.Fatal(known, err)
 			}
 			_, err = Open(t.Context(), again, opt)
 			if partly := strings.HasSuffix(c.what, " emptied") && c.what != "all emptied"; partly != errors.Is(err, ErrForgotten) {
@@ -187,8 +189,8 @@ func TestMemoryIsMadeOnFirstSight(t *testing.T) {
 	if _, err := Open(t.Context(), newRig(st), opt); err == nil || !strings.Contains(err.Error(), files[0]) {
 		t.Fatal("a damaged memory passes or is not named:", err)
 	}
-	if err := Forget(filepath.Join(opt.StateDir, "none"), "x"); err != nil {
-		t.Fatal(err)
+	if known, _, err := Forget(filepath.Join(opt.StateDir, "none"), "x"); err != nil || known {
+		t.Fatal(known, err)
 	}
 }
 

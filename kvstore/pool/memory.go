@@ -142,16 +142,16 @@ func syncDir(dir string) error {
 }
 
 // Forget drops what the state directory remembers of a URL, under any pool name:
-// the user's consent that its data is lost. A URL that is not remembered is
-// forgotten already.
-func Forget(stateDir, url string) error {
+// the user's consent that its data is lost. known says whether there was anything; if
+// not, others are the URLs that are remembered, sorted.
+func Forget(stateDir, url string) (known bool, others []string, err error) {
 	dir := filepath.Join(stateDir, poolsDir)
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil, nil
 	}
 	if err != nil {
-		return err
+		return false, nil, err
 	}
 	for _, f := range files {
 		path := filepath.Join(dir, f.Name())
@@ -160,14 +160,20 @@ func Forget(stateDir, url string) error {
 		}
 		// Another pool's damaged memory must not keep this one from being forgotten.
 		m, err := readMemory(path)
-		if err != nil || m.URL != url {
+		if err != nil {
 			continue
 		}
+		if m.URL != url {
+			others = append(others, m.URL)
+			continue
+		}
+		known = true
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+			return known, nil, err
 		}
 	}
-	return syncDir(dir)
+	slices.Sort(others)
+	return known, slices.Compact(others), syncDir(dir)
 }
 
 // forgotten is ErrForgotten with what happened, to whom, and what to do. partly

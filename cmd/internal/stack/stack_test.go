@@ -119,7 +119,7 @@ func TestOpenForgottenNamesTheWayOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := pool.Forget(state, url); err != nil {
+	if _, _, err := pool.Forget(state, url); err != nil {
 		t.Fatal(err)
 	}
 	if s, err = Open(t.Context(), Config{URL: url}); err != nil {
