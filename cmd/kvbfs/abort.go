@@ -65,7 +65,7 @@ func (c *abortCmd) volume(g *globals) (found bool, err error) {
 		switch {
 		case err == nil:
 			found = true
-			fmt.Printf("%s: aborted in %s; it can be opened again when it was closed everywhere\n", c.Target, m.Dir)
+			fmt.Fprintf(stdout, "%s: aborted in %s; it can be opened again when it was closed everywhere\n", c.Target, m.Dir)
 		case !errors.Is(err, kvstore.ErrAbsent):
 			failed = err
 		}
@@ -98,6 +98,6 @@ func (c *abortCmd) mount(g *globals) error {
 	case a.Alive:
 		text += fmt.Sprintf("; process %d stores what is left and ends", a.PID)
 	}
-	fmt.Printf("%s; `kvbfs umount %s` takes the dead mount off\n", text, dir)
+	fmt.Fprintf(stdout, "%s; `kvbfs umount %s` takes the dead mount off\n", text, dir)
 	return nil
 }

@@ -35,12 +35,12 @@ func (c *attachCmd) Run(g *globals) error {
 		return err
 	}
 	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(struct {
+		return json.NewEncoder(stdout).Encode(struct {
 			losetup.Device
 			Existing bool `json:"existing"`
 		}{d, existing})
 	}
-	fmt.Println(d.Path)
+	fmt.Fprintln(stdout, d.Path)
 	return nil
 }
 

@@ -32,7 +32,7 @@ func (c *benchCmd) Run(g *globals) error {
 	opt := bench.Options{
 		Version: build().Version, Store: c.Store, Transport: c.Transport, Rounds: c.Rounds, Seconds: c.Seconds, Size: c.Size,
 		Quick: c.Quick, Only: c.Only, Curves: c.Curves, Beside: c.Beside, JSON: c.JSON, HTML: c.HTML,
-		Out: os.Stdout, Notify: os.Stderr, Terminal: term.IsTerminal(int(os.Stderr.Fd())),
+		Out: stdout, Notify: os.Stderr, Terminal: term.IsTerminal(int(os.Stderr.Fd())),
 	}
 	// Signals are handled there: a second one must not end it before everything is
 	// taken down, which is bounded in time.

@@ -24,7 +24,7 @@ func (c *demoCmd) Run(g *globals) error {
 	} else if n < 256<<20 {
 		return usagef("--size %s is too small for the demo: at least 256M", c.Size)
 	}
-	opt := demo.Options{Size: c.Size, Only: c.StoreOnly, Keep: c.Keep, JSON: c.JSON, Out: os.Stdout}
+	opt := demo.Options{Size: c.Size, Only: c.StoreOnly, Keep: c.Keep, JSON: c.JSON, Out: stdout}
 	if term.IsTerminal(int(os.Stderr.Fd())) {
 		opt.Notify = os.Stderr
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"os"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/chain"
 	"github.com/kvbfs/kvbfs/losetup"
@@ -28,7 +27,7 @@ func (c *detachCmd) Run(g *globals) error {
 		return err
 	}
 	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(struct {
+		return json.NewEncoder(stdout).Encode(struct {
 			Device string `json:"device"`
 		}{device.Path})
 	}

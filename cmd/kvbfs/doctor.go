@@ -51,15 +51,15 @@ func (c *doctorCmd) print(list []doctor.Finding) {
 		if f.Level == doctor.Fail {
 			failed++
 		}
-		fmt.Printf("%-5s %-10s %s\n", f.Level, f.Area, f.What)
+		fmt.Fprintf(stdout, "%-5s %-10s %s\n", f.Level, f.Area, f.What)
 		if f.Fix != "" {
-			fmt.Printf("%16s fix: %s\n", "", f.Fix)
+			fmt.Fprintf(stdout, "%16s fix: %s\n", "", f.Fix)
 		}
 	}
 	if hidden > 0 {
-		fmt.Printf("%d more checks are in order (--all shows them)\n", hidden)
+		fmt.Fprintf(stdout, "%d more checks are in order (--all shows them)\n", hidden)
 	}
 	if failed == 0 {
-		fmt.Println("kvbfs can be used here")
+		fmt.Fprintln(stdout, "kvbfs can be used here")
 	}
 }

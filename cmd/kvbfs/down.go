@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 
 	"github.com/kvbfs/kvbfs/cmd/internal/chain"
 )
@@ -30,11 +29,11 @@ func (c *downCmd) Run(g *globals) error {
 	tellLeft(res)
 	switch {
 	case c.JSON:
-		return json.NewEncoder(os.Stdout).Encode(res)
+		return json.NewEncoder(stdout).Encode(res)
 	case res.Already:
-		fmt.Printf("%s is not up\n", res.Name)
+		fmt.Fprintf(stdout, "%s is not up\n", res.Name)
 	default:
-		fmt.Printf("%s is down\n", res.Name)
+		fmt.Fprintf(stdout, "%s is down\n", res.Name)
 	}
 	return nil
 }

@@ -66,7 +66,7 @@ func (c *lockLsCmd) Run(g *globals) error {
 		fmt.Fprintln(os.Stderr, "no volume is open")
 		return nil
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VOLUME\tFOR\tHOST\tPROCESS\tSINCE\tRUNS OUT AFTER\tHOLDER")
 	for _, l := range locks {
 		host := l.Host
@@ -103,7 +103,7 @@ func (c *lockBreakCmd) Run(g *globals) error {
 			holders = []daemon.HolderInfo{*info.Holder}
 		}
 		if len(holders) == 0 {
-			fmt.Printf("%s: nobody holds it\n", c.Name)
+			fmt.Fprintf(stdout, "%s: nobody holds it\n", c.Name)
 			return nil
 		}
 		who, ttl := holdersOf(holders)
@@ -118,7 +118,7 @@ func (c *lockBreakCmd) Run(g *globals) error {
 			return fmt.Errorf("%w\n  its holder is alive: stop it there; --force takes the lease away all the same, and what the holder has sent may then arrive late and mix up the data", err)
 		}
 		if err == nil {
-			fmt.Printf("%s: the lease of %s is taken away\n", c.Name, who)
+			fmt.Fprintf(stdout, "%s: the lease of %s is taken away\n", c.Name, who)
 		}
 		return err
 	})

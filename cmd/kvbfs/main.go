@@ -82,7 +82,7 @@ const (
 	exitInterrupted = 130 // 128 + SIGINT, as shells have it
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() { os.Exit(stdout.status(run(os.Args[1:]))) }
 
 func run(args []string) (status int) {
 	defer func() {
@@ -98,6 +98,7 @@ func run(args []string) (status int) {
 	defer release()
 	var c cli
 	parser := kong.Must(&c, kong.Name("kvbfs"), kong.Description(description),
+		kong.Writers(stdout, os.Stderr), kong.Exit(func(code int) { os.Exit(stdout.status(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
 	k, err := parser.Parse(args)
 	if err != nil {

@@ -77,7 +77,7 @@ func (c *mountCmd) run(g *globals, reporter *daemon.Reporter) error {
 		if err != nil {
 			return err
 		}
-		fmt.Println(banner)
+		fmt.Fprintln(stdout, banner)
 		return nil
 	}
 	g.release() // from here on signals are the daemon's

@@ -62,23 +62,23 @@ func (c *poolInfoCmd) Run(g *globals) error {
 	if c.JSON {
 		return printJSON(out)
 	}
-	fmt.Printf("store       %s\n", out.Store)
+	fmt.Fprintf(stdout, "store       %s\n", out.Store)
 	if out.UUID == "" {
-		fmt.Println("pool        none yet: the first volume makes it")
+		fmt.Fprintln(stdout, "pool        none yet: the first volume makes it")
 	} else {
-		fmt.Printf("pool        %s\n", out.UUID)
+		fmt.Fprintf(stdout, "pool        %s\n", out.UUID)
 	}
-	fmt.Printf("durability  %s\n", out.Durability)
+	fmt.Fprintf(stdout, "durability  %s\n", out.Durability)
 	for i, srv := range out.Servers {
-		fmt.Printf("server %-4d %s, round trip %v\n", i, srv.Address, s.RTT[i])
+		fmt.Fprintf(stdout, "server %-4d %s, round trip %v\n", i, srv.Address, s.RTT[i])
 	}
 	if out.Capacity > 0 {
-		fmt.Printf("used        %s of %s\n", stack.FormatSize(out.Used), stack.FormatSize(out.Capacity))
+		fmt.Fprintf(stdout, "used        %s of %s\n", stack.FormatSize(out.Used), stack.FormatSize(out.Capacity))
 	}
 	for _, f := range out.Findings {
-		fmt.Printf("%-11s %s: %s\n", f.Severity, f.Server, f.What)
+		fmt.Fprintf(stdout, "%-11s %s: %s\n", f.Severity, f.Server, f.What)
 		if f.Fix != "" {
-			fmt.Printf("            fix: %s\n", f.Fix)
+			fmt.Fprintf(stdout, "            fix: %s\n", f.Fix)
 		}
 	}
 	return nil
@@ -115,6 +115,6 @@ func (c *poolForgetCmd) Run(g *globals) error {
 		}
 		return fmt.Errorf("nothing was remembered of %s; %s", url, what)
 	}
-	fmt.Printf("%s: forgotten\n", url)
+	fmt.Fprintf(stdout, "%s: forgotten\n", url)
 	return nil
 }

@@ -76,7 +76,9 @@ func parseRate(s string) (int64, error) {
 }
 
 func printScrub(s volume.Scrub) {
-	line := func(name, format string, args ...any) { fmt.Printf("%-10s %s\n", name, fmt.Sprintf(format, args...)) }
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(stdout, "%-10s %s\n", name, fmt.Sprintf(format, args...))
+	}
 	line("volume", "%s, %d blocks", s.Volume, s.Blocks)
 	line("checked", "%d blocks that exist, %d keys of blocks that do not", s.Checked, s.Asked)
 	if s.Leaked+s.LeakedPages > 0 {

@@ -75,7 +75,7 @@ func (c *statusCmd) Run(g *globals) error {
 	}
 	for i, s := range all {
 		if i > 0 {
-			fmt.Println()
+			fmt.Fprintln(stdout)
 		}
 		s.print()
 	}
@@ -83,8 +83,10 @@ func (c *statusCmd) Run(g *globals) error {
 }
 
 func (s mountStatus) print() {
-	line := func(name, format string, args ...any) { fmt.Printf("  %-11s %s\n", name, fmt.Sprintf(format, args...)) }
-	fmt.Println(s.Dir)
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(stdout, "  %-11s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintln(stdout, s.Dir)
 	line("store", "%s", s.Store)
 	line("process", "%d, since %s", s.PID, s.Started.Local().Format("2006-01-02 15:04:05"))
 	if s.Log != "" {
@@ -119,24 +121,7 @@ func (s mountStatus) print() {
 			stack.FormatSize(w.MaxDirty), w.MaxAge)
 	}
 	for _, v := range s.Volumes {
-		if v.Error != "" {
-			line("volume", "%s: %s", v.Name, v.Error)
-			continue
-		}
-		c := v.Counters
-		line("volume", "%s, %s, %s stored: %d reads (%s), %d writes (%s), %d flushes, %d discards, %d errors", v.Name,
-			stack.FormatSize(v.Size), stack.FormatSize(v.Allocated), c.Reads, stack.FormatSize(int64(c.ReadBytes)),
-			c.Writes, stack.FormatSize(int64(c.WriteBytes)), c.Flushes, c.Discards, c.Errors)
-		if v.Lease == "lost" {
-			line("LEASE LOST", "%s: another machine had it meanwhile; requests fail until it was closed everywhere here", v.Name)
-		}
-		if v.FlushFails != "" {
-			line("FLUSH FAILS", "%s: %s", v.Name, v.FlushFails)
-		}
-		if c.LostBlocks+c.CorruptBlocks+c.MisplacedBlocks+c.ForeignBlocks > 0 {
-			line("DAMAGED", "%s: requests met blocks that are lost %d times, corrupt %d, misplaced %d, foreign %d; %d blocks healed; `kvbfs scrub %s` lists them",
-				v.Name, c.LostBlocks, c.CorruptBlocks, c.MisplacedBlocks, c.ForeignBlocks, c.HealedBlocks, v.Name)
-		}
+		printVolume(line, v)
 	}
 	for _, d := range s.Devices {
 		line("device", "%s on %s, %s, the kernel reads %s ahead", d.Path, strings.TrimPrefix(d.Backing, s.Dir+"/"), stack.FormatSize(d.Size), stack.FormatSize(int64(d.ReadAhead)<<10))
@@ -151,5 +136,26 @@ func (s mountStatus) print() {
 	}
 	if s.Draining != "" {
 		line("ending", "%s", s.Draining)
+	}
+}
+
+func printVolume(line func(name, format string, args ...any), v daemon.OpenVolume) {
+	if v.Error != "" {
+		line("volume", "%s: %s", v.Name, v.Error)
+		return
+	}
+	c := v.Counters
+	line("volume", "%s, %s, %s stored: %d reads (%s), %d writes (%s), %d flushes, %d discards, %d errors", v.Name,
+		stack.FormatSize(v.Size), stack.FormatSize(v.Allocated), c.Reads, stack.FormatSize(int64(c.ReadBytes)),
+		c.Writes, stack.FormatSize(int64(c.WriteBytes)), c.Flushes, c.Discards, c.Errors)
+	if v.Lease == "lost" {
+		line("LEASE LOST", "%s: another machine had it meanwhile; requests fail until it was closed everywhere here", v.Name)
+	}
+	if v.FlushFails != "" {
+		line("FLUSH FAILS", "%s: %s", v.Name, v.FlushFails)
+	}
+	if c.LostBlocks+c.CorruptBlocks+c.MisplacedBlocks+c.ForeignBlocks > 0 {
+		line("DAMAGED", "%s: requests met blocks that are lost %d times, corrupt %d, misplaced %d, foreign %d; %d blocks healed; `kvbfs scrub %s` lists them",
+			v.Name, c.LostBlocks, c.CorruptBlocks, c.MisplacedBlocks, c.ForeignBlocks, c.HealedBlocks, v.Name)
 	}
 }

@@ -98,9 +98,9 @@ func (c *umountCmd) withoutDaemon(dir string) error {
 			return fmt.Errorf("taking the mount off %s: %w", dir, err)
 		}
 		if dead {
-			fmt.Printf("%s: no daemon served it any more; the dead mount is taken off\n", dir)
+			fmt.Fprintf(stdout, "%s: no daemon served it any more; the dead mount is taken off\n", dir)
 		} else {
-			fmt.Printf("%s: taken off by force; its daemon, which is not in this runtime directory, stores what is left when nobody uses it\n", dir)
+			fmt.Fprintf(stdout, "%s: taken off by force; its daemon, which is not in this runtime directory, stores what is left when nobody uses it\n", dir)
 		}
 		return nil
 	}
@@ -130,6 +130,6 @@ func (c *umountCmd) forced(dir string, m daemon.Mount) error {
 			return fmt.Errorf("taking the mount off %s: %w", dir, err)
 		}
 	}
-	fmt.Printf("%s: taken off by force; process %d does not answer and may have to be killed\n", dir, m.PID)
+	fmt.Fprintf(stdout, "%s: taken off by force; process %d does not answer and may have to be killed\n", dir, m.PID)
 	return nil
 }

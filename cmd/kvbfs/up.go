@@ -57,13 +57,13 @@ func (c *upCmd) Run(g *globals) error {
 		return chainError(err)
 	}
 	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(res)
+		return json.NewEncoder(stdout).Encode(res)
 	}
 	how := ""
 	if res.Already {
 		how = "already "
 	}
-	fmt.Printf("%s is %sup on %s (%s)\n", res.Name, how, res.At, mountedWith(res))
+	fmt.Fprintf(stdout, "%s is %sup on %s (%s)\n", res.Name, how, res.At, mountedWith(res))
 	return nil
 }
 

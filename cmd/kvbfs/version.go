@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"runtime"
 	"runtime/debug"
 )
@@ -49,8 +48,8 @@ func build() buildInfo {
 func (c *versionCmd) Run(g *globals) error {
 	b := build()
 	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(b)
+		return json.NewEncoder(stdout).Encode(b)
 	}
-	fmt.Printf("kvbfs %s (%s, %s)\n", b.Version, b.Go, b.Platform)
+	fmt.Fprintf(stdout, "kvbfs %s (%s, %s)\n", b.Version, b.Go, b.Platform)
 	return nil
 }

@@ -100,7 +100,7 @@ func (f storeFlag) on(g *globals, name string, dangerous bool, do func(v daemon.
 
 // printJSON writes a value for scripts.
 func printJSON(v any) error {
-	out := json.NewEncoder(os.Stdout)
+	out := json.NewEncoder(stdout)
 	out.SetIndent("", "  ")
 	return out.Encode(v)
 }

@@ -37,7 +37,7 @@ func (c *volumeCreateCmd) Run(g *globals) error {
 		if err := v.Create(g.ctx, c.Name, size); err != nil {
 			return err
 		}
-		fmt.Printf("%s: %s, empty\n", c.Name, stack.FormatSize(size))
+		fmt.Fprintf(stdout, "%s: %s, empty\n", c.Name, stack.FormatSize(size))
 		return nil
 	})
 }
@@ -82,7 +82,7 @@ func (c *volumeResizeCmd) Run(g *globals) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("%s: %s\n", c.Name, stack.FormatSize(size))
+		fmt.Fprintf(stdout, "%s: %s\n", c.Name, stack.FormatSize(size))
 		return nil
 	})
 }
@@ -115,7 +115,7 @@ func (c *volumeRmCmd) Run(g *globals) error {
 			return c.inUse(err)
 		}
 		if err == nil {
-			fmt.Printf("%s: removed\n", c.Name)
+			fmt.Fprintf(stdout, "%s: removed\n", c.Name)
 		}
 		return err
 	})

@@ -67,7 +67,7 @@ func (c *volumeRepairCmd) Run(g *globals) error {
 	case c.JSON:
 		err = printJSON(report)
 	case report.Accepted:
-		fmt.Printf("%-10s %d blocks read as zeros now; check the file system before you use it\n", "accepted", report.Blocks()-report.Unknown)
+		fmt.Fprintf(stdout, "%-10s %d blocks read as zeros now; check the file system before you use it\n", "accepted", report.Blocks()-report.Unknown)
 	default:
 		c.print(report)
 	}
@@ -149,7 +149,9 @@ func (c *volumeRepairCmd) accept(ctx context.Context) (d volume.Damage, err erro
 }
 
 func (c *volumeRepairCmd) print(r repairReport) {
-	line := func(name, format string, args ...any) { fmt.Printf("%-10s %s\n", name, fmt.Sprintf(format, args...)) }
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(stdout, "%-10s %s\n", name, fmt.Sprintf(format, args...))
+	}
 	line("volume", "%s", r.Volume)
 	for _, s := range r.Servers {
 		line("SERVER", "%s was emptied or replaced: what it had is lost", s)

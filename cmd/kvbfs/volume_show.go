@@ -36,7 +36,7 @@ func (c *volumeLsCmd) Run(g *globals) error {
 			fmt.Fprintln(os.Stderr, "no volumes; `kvbfs volume create NAME --size 10G` makes one")
 			return nil
 		}
-		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+		w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSTATE\tUSED BY")
 		for _, i := range list {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", i.Name, stack.FormatSize(i.Size), storedText(i), stateText(i), holderText(i))
@@ -95,7 +95,9 @@ func (c *volumeInfoCmd) Run(g *globals) error {
 		if c.JSON {
 			return printJSON(i)
 		}
-		line := func(name, format string, args ...any) { fmt.Printf("%-11s %s\n", name, fmt.Sprintf(format, args...)) }
+		line := func(name, format string, args ...any) {
+			fmt.Fprintf(stdout, "%-11s %s\n", name, fmt.Sprintf(format, args...))
+		}
 		line("name", "%s", i.Name)
 		line("uuid", "%s", i.UUID)
 		line("size", "%s (%d bytes)", stack.FormatSize(i.Size), i.Size)
@@ -161,7 +163,9 @@ func parseOffset(s string) (int64, error) {
 }
 
 func printPlace(p daemon.PlaceInfo) {
-	line := func(name, format string, args ...any) { fmt.Printf("%-8s %s\n", name, fmt.Sprintf(format, args...)) }
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(stdout, "%-8s %s\n", name, fmt.Sprintf(format, args...))
+	}
 	line("block", "%d of layer %s", p.LBA, p.Layer)
 	line("server", "%s (slot %d)", p.Server, p.Slot)
 	line("key", "%s", p.Key)
