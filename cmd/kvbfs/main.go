@@ -100,7 +100,7 @@ func run(args []string) (status int) {
 	parser := kong.Must(&c, kong.Name("kvbfs"), kong.Description(description),
 		kong.Writers(stdout, os.Stderr), kong.Exit(func(code int) { os.Exit(stdout.status(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
-	k, err := parser.Parse(args)
+	k, err := parser.Parse(asFlags(args))
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "kvbfs: %v (see %s)\n", err, helpFor(err))
 		return exitUsage
@@ -116,6 +116,17 @@ func run(args []string) (status int) {
 		return exitStatus(err)
 	}
 	return 0
+}
+
+// asFlags takes what other programs have as verbs or flags for what it is here.
+func asFlags(args []string) []string {
+	switch {
+	case len(args) > 0 && args[0] == "help":
+		return append(args[1:], "--help")
+	case len(args) == 1 && args[0] == "--version":
+		return []string{"version"}
+	}
+	return args
 }
 
 // helpFor names the command that explains what was used wrongly.

@@ -22,7 +22,7 @@ type mountCmd struct {
 	Dir         string `arg:"" help:"Empty directory to mount on, or /dev/fd/N of a FUSE connection that is mounted already (with -f)."`
 	Store       string `help:"Store URL. Default: KVBFS_STORE, else a directory of this machine." placeholder:"URL"`
 	Foreground  bool   `short:"f" help:"Stay in the foreground and log to standard error."`
-	Workers     int    `help:"Batches served in parallel. Default: one per CPU that kvbfs may use." placeholder:"N"`
+	Workers     *int   `help:"Batches served in parallel. Default: one per CPU that kvbfs may use." placeholder:"N"`
 	Connections int    `help:"Connections per worker and server." default:"1" placeholder:"N"`
 	CacheSize   string `help:"Memory for blocks that were read, as 512M; 0: none. Stores of this machine need none." default:"0" placeholder:"SIZE"`
 	ReadAhead   string `help:"How far to read ahead of who reads in sequence, into the cache; 0: not at all." default:"4M" placeholder:"SIZE"`
@@ -109,7 +109,7 @@ func (c *mountCmd) run(g *globals, reporter *daemon.Reporter) error {
 // check finds what is wrong with the flags.
 func (c *mountCmd) check() error {
 	switch {
-	case c.Workers < 0 || c.Workers > maxWorkers:
+	case c.Workers != nil && (*c.Workers < 1 || *c.Workers > maxWorkers):
 		return usagef("--workers must be 1 to %d", maxWorkers)
 	case c.Connections < 1 || c.Connections > maxConnections:
 		return usagef("--connections must be 1 to %d", maxConnections)
@@ -162,7 +162,7 @@ func (c *mountCmd) childArgs() []string {
 		}
 	}
 	flag(c.Store != "", "--store="+c.Store)
-	flag(c.Workers > 0, "--workers="+strconv.Itoa(c.Workers))
+	flag(c.Workers != nil, "--workers="+strconv.Itoa(c.workers()))
 	flag(len(c.Only) > 0, "--only="+strings.Join(c.Only, ","))
 	args = append(args, textsOf(cacheFlags{c.CacheSize, c.ReadAhead}.flags())...)
 	args = append(args, textsOf(c.writeBackFlags.flags())...)
@@ -176,6 +176,14 @@ func (c *mountCmd) childArgs() []string {
 	flag(c.Dangerous, "--dangerous")
 	flag(c.MLock, "--mlock")
 	return append(args, "--", c.Dir)
+}
+
+// workers is 0 for the default.
+func (c *mountCmd) workers() int {
+	if c.Workers == nil {
+		return 0
+	}
+	return *c.Workers
 }
 
 func (c *mountCmd) config() daemon.Config {
@@ -192,7 +200,7 @@ func (c *mountCmd) config() daemon.Config {
 		MLock:     c.MLock,
 		FS: fusefs.Options{
 			Only: c.Only, AllowOther: c.AllowOther, AllowRemove: c.AllowRemove, ReadOnly: c.ReadOnly,
-			Workers: c.Workers, Timeout: c.IOTimeout, Debug: c.Debug,
+			Workers: c.workers(), Timeout: c.IOTimeout, Debug: c.Debug,
 			Transport: fusefs.Transport(c.Transport),
 		},
 		Ready: func(banner string) { fmt.Fprintln(os.Stderr, banner) },

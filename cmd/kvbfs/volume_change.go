@@ -112,7 +112,7 @@ func (c *volumeRmCmd) Run(g *globals) error {
 			return removalInterrupted(c.Name)
 		}
 		if errors.Is(err, volume.ErrInUse) {
-			return c.inUse(err)
+			return inUse(err, c.Store, c.Name, "removed")
 		}
 		if err == nil {
 			fmt.Fprintf(stdout, "%s: removed\n", c.Name)
@@ -121,20 +121,21 @@ func (c *volumeRmCmd) Run(g *globals) error {
 	})
 }
 
-// inUse names who uses the volume, as far as that is seen from here.
-func (c *volumeRmCmd) inUse(err error) error {
-	url, urlErr := stack.Canonical(c.Store)
+// inUse names who uses a volume, as far as that is seen from here, and so kept it from
+// being changed.
+func inUse(err error, store, name, changed string) error {
+	url, urlErr := stack.Canonical(store)
 	if urlErr != nil {
 		return err
 	}
 	var users []string
 	for _, m := range daemon.FindStore(url) {
-		users = append(users, fusefs.Users(filepath.Join(m.Dir, c.Name))...)
+		users = append(users, fusefs.Users(filepath.Join(m.Dir, name))...)
 	}
 	if len(users) == 0 {
 		return err
 	}
-	return fmt.Errorf("%w by %s: nothing was removed", err, strings.Join(users, ", "))
+	return fmt.Errorf("volume %s is in use by %s: nothing was %s", name, strings.Join(users, ", "), changed)
 }
 
 // confirm asks on a terminal; a script says --yes.

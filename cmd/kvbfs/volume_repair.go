@@ -51,6 +51,9 @@ func (c *volumeRepairCmd) Run(g *globals) error {
 		return usagef("a store in memory is lost with its mount: there is nothing to repair")
 	}
 	report, err := c.survey(g.ctx, url)
+	if errors.Is(err, volume.ErrInUse) {
+		err = inUse(err, c.Store, c.Name, "changed")
+	}
 	if err != nil {
 		return err
 	}

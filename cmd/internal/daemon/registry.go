@@ -42,6 +42,9 @@ func mountsDir() (string, error) {
 	return dir, nil
 }
 
+// maxSocketPath is what sockaddr_un holds, less its closing zero (unix(7)).
+const maxSocketPath = 107
+
 // basePath returns the registry path of a mount point, without extension.
 func basePath(dir string) (string, error) {
 	mounts, err := mountsDir()
@@ -49,7 +52,12 @@ func basePath(dir string) (string, error) {
 		return "", err
 	}
 	sum := sha256.Sum256([]byte(dir))
-	return filepath.Join(mounts, hex.EncodeToString(sum[:8])), nil
+	base := filepath.Join(mounts, hex.EncodeToString(sum[:8]))
+	if n := len(base + ".sock"); n > maxSocketPath {
+		return "", fmt.Errorf("the path of the runtime directory is %d bytes too long for a socket in it (%s.sock): KVBFS_RUNTIME_DIR names another place",
+			n-maxSocketPath, base)
+	}
+	return base, nil
 }
 
 // claim enters m, not ready yet, into the registry: ErrMounted if a live daemon

@@ -118,6 +118,16 @@ func TestRegistryOfLiveAndDeadDaemons(t *testing.T) {
 	e.release()
 }
 
+// TestRuntimeDirectoryIsTooLong: what no socket can be made in is refused before anything
+// is mounted, with the variable that helps.
+func TestRuntimeDirectoryIsTooLong(t *testing.T) {
+	dir := isolate(t)
+	t.Setenv("KVBFS_RUNTIME_DIR", filepath.Join(dir, strings.Repeat("x", 100)))
+	if _, err := Start(t.Context(), dir, nil, nil); err == nil || !strings.Contains(err.Error(), "KVBFS_RUNTIME_DIR") {
+		t.Errorf("a start: %v", err)
+	}
+}
+
 // TestRegistryInADirectoryWithSigns: what a pattern would be made of is part of the
 // runtime directory's name.
 func TestRegistryInADirectoryWithSigns(t *testing.T) {
