@@ -44,12 +44,21 @@ func seeds(t *testing.T) (first uint64, n int) {
 	return first, n
 }
 
+// perClient is how many operations a client does: KVBFS_SIM_OPERATIONS is for long
+// histories, which take the checker far longer.
+func perClient() int {
+	if n, err := strconv.Atoi(os.Getenv("KVBFS_SIM_OPERATIONS")); err == nil {
+		return n
+	}
+	return 20
+}
+
 // shape derives the rest of a run from its seed, so that the seed alone repeats it.
 func shape(seed uint64) Config {
 	return Config{
 		Seed: seed, Plan: Plans[seed%uint64(len(Plans))],
 		Servers: []int{1, 3}[seed/5%2], Connections: []int{1, 8}[seed/10%2],
-		Clients: []int{3, 5}[seed/20%2], Operations: 20,
+		Clients: []int{3, 5}[seed/20%2], Operations: perClient(),
 		Cache: []int64{0, 1 << 20}[seed/40%2],
 		// 3 and 7 have no factor in common with what is above, nor with each other: in
 		// the long run all goes with all.
@@ -176,7 +185,7 @@ func TestLinearizable(t *testing.T) {
 				}
 			}
 			if t.Failed() {
-				t.Logf("again: KVBFS_SEED=%d KVBFS_SIM_SEEDS=1 go test -run TestLinearizable ./test/sim/", c.Seed)
+				t.Logf("again: KVBFS_SEED=%d KVBFS_SIM_SEEDS=1 KVBFS_SIM_OPERATIONS=%d go test -run TestLinearizable ./test/sim/", c.Seed, c.Operations)
 			}
 		})
 	}
