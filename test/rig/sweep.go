@@ -203,7 +203,12 @@ func zombie(pid int) bool {
 		return true
 	}
 	_, rest, _ := bytes.Cut(b, []byte(") "))
-	return len(rest) > 0 && (rest[0] == 'Z' || rest[0] == 'X')
+	if len(rest) == 0 || rest[0] != 'Z' && rest[0] != 'X' {
+		return false
+	}
+	// The first thread may have ended before the others, which hold files and locks.
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err != nil || len(tasks) <= 1
 }
 
 // killAll kills the processes of the rig, by pid, until none is left.
