@@ -140,6 +140,13 @@ func OpenStore(ctx context.Context, cfg Config) (kvstore.Store, error) {
 	return src.store, err
 }
 
+// isPath says whether URLs of a scheme name a file, in which a colon and an @ are two
+// characters as any others.
+func isPath(scheme string) bool {
+	scheme = strings.ToLower(scheme)
+	return strings.Contains(scheme, "unix") || strings.HasPrefix(scheme, "file") || strings.HasPrefix(scheme, "bolt")
+}
+
 // Mask takes the secrets out of a URL, well-formed or not: a password before the
 // @, and the values of parameters that are named like a secret.
 func Mask(raw string) string {
@@ -148,7 +155,11 @@ func Mask(raw string) string {
 		rest := head[start+2:]
 		// The last @ before the path ends the user part; a password may hold others.
 		authority, path, slash := strings.Cut(rest, "/")
-		if at := strings.LastIndexByte(rest, '@'); at > len(authority) && strings.Contains(authority, ":") {
+		before := authority
+		if !isPath(head[:start]) {
+			before = rest // a host may be missing, and no pool has an @
+		}
+		if at := strings.LastIndexByte(rest, '@'); at > len(authority) && strings.Contains(before[:min(at, len(before))], ":") {
 			authority, path, slash = rest[:at+1], rest[at+1:], false // a slash in the password
 		}
 		if at := strings.LastIndexByte(authority, '@'); at >= 0 {

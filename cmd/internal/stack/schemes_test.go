@@ -74,6 +74,9 @@ func TestMask(t *testing.T) {
 		"redis://h/?password=s3cret&db=1":       "redis://h/?password=***&db=1",
 		"redis://h?TLS_KEY=s3cret&token=s3cret": "redis://h?TLS_KEY=***&token=***",
 		"file:///a/b@c":                         "file:///a/b@c",
+		"memcached:///:s3cret@":                 "memcached:///:***@",
+		"memcached://h/u:s3cret@h":              "memcached://h/u:***@h",
+		"memcached+unix:///a/b:c@d/s":           "memcached+unix:///a/b:c@d/s",
 	} {
 		if got := Mask(in); got != want {
 			t.Errorf("Mask(%q) = %q, want %q", in, got, want)
