@@ -85,9 +85,9 @@ end
 redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2])
 return 1`
 
-// passingScript is a change that leaves nothing, for a flush: a mark that stayed in a slot
+// fleetingScript is a change that leaves nothing, for a flush: a mark that stayed in a slot
 // on its way would be in the way of the other node's own.
-const passingScript = `#!lua flags=allow-oom
+const fleetingScript = `#!lua flags=allow-oom
 redis.call('SET', KEYS[1], '')
 redis.call('DEL', KEYS[1])
 return 1`

@@ -79,7 +79,7 @@ func (n *node) appendFlush(b []byte, parts flushParts, keys flushKeys) []byte {
 		case flushProof:
 			b = appendCommand(b, "GET", keys.sentinel)
 		case flushAsking:
-			b, script = append(b, askingWords...), passingScript
+			b, script = append(b, askingWords...), fleetingScript
 		case flushMark:
 			b = appendCommand(b, "EVAL", script, "1", keys.mark, "", "", "")
 		case flushWait:
