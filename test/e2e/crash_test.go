@@ -111,7 +111,8 @@ func TestPowerCut(t *testing.T) {
 				target = m.Attach("v")
 			}
 			seed++
-			powerCut(t, r, target, seed, "--do_verify=0", "--trigger-timeout=1", fmt.Sprintf("--trigger=kill -9 %d", m.PID()))
+			// Its status is that of writes that met the end of the daemon, or of none.
+			r.Do(powerCut(t, r, target, seed, "--do_verify=0", "--trigger-timeout=1", fmt.Sprintf("--trigger=kill -9 %d", m.PID())))
 			rig.Eventually(t, 10*time.Second, "the daemon is gone", func() bool { return !rig.Alive(m.PID()) })
 			if loop {
 				r.Run("losetup", "-d", target)
@@ -119,7 +120,7 @@ func TestPowerCut(t *testing.T) {
 			}
 			r.Try("umount", "-l", m.Dir)
 			m.Mount(store)
-			n := powerCut(t, r, m.Image("v"), seed, "--verify_only=1", "--verify_state_load=1")
+			n := verified(t, r.Must(powerCut(t, r, m.Image("v"), seed, "--verify_only=1", "--verify_state_load=1")))
 			if n == 0 {
 				t.Error("nothing was acknowledged before the cut: not much of a test")
 			}
@@ -130,11 +131,16 @@ func TestPowerCut(t *testing.T) {
 	})
 }
 
-// powerCut runs the job and returns how many blocks it has verified.
-func powerCut(t *testing.T, r *rig.Rig, target string, seed uint64, more ...string) int {
+// powerCut is fio with its job.
+func powerCut(t *testing.T, r *rig.Rig, target string, seed uint64, more ...string) rig.Cmd {
 	t.Helper()
-	res := r.Must(rig.Cmd{Args: append([]string{"fio", "--output-format=json", "--aux-path=" + r.Dir, fmt.Sprintf("--randseed=%d", seed)},
-		append(more, filepath.Join(rig.ModuleRoot(t), "test", "fio", "power-cut.fio"))...), Dir: r.Dir, Env: []string{"TARGET=" + target}})
+	return rig.Cmd{Args: append([]string{"fio", "--output-format=json", "--aux-path=" + r.Dir, fmt.Sprintf("--randseed=%d", seed)},
+		append(more, filepath.Join(rig.ModuleRoot(t), "test", "fio", "power-cut.fio"))...), Dir: r.Dir, Env: []string{"TARGET=" + target}}
+}
+
+// verified is how many blocks fio has verified.
+func verified(t *testing.T, res rig.Result) int {
+	t.Helper()
 	var report struct {
 		Jobs []struct {
 			Error int
