@@ -140,10 +140,10 @@ func OpenStore(ctx context.Context, cfg Config) (kvstore.Store, error) {
 	return src.store, err
 }
 
-// isPath says whether URLs of a scheme name a file, in which a colon and an @ are two
-// characters as any others.
-func isPath(scheme string) bool {
-	scheme = strings.ToLower(scheme)
+// isPath says whether a URL names a file, in which a colon and an @ are characters as
+// any others.
+func isPath(raw string) bool {
+	scheme, _, _ := strings.Cut(strings.ToLower(raw), ":")
 	return strings.Contains(scheme, "unix") || strings.HasPrefix(scheme, "file") || strings.HasPrefix(scheme, "bolt")
 }
 
@@ -151,12 +151,16 @@ func isPath(scheme string) bool {
 // @, and the values of parameters that are named like a secret.
 func Mask(raw string) string {
 	head, query, hasQuery := strings.Cut(raw, "?")
+	if at := strings.LastIndexByte(raw, '@'); at > len(head) && !isPath(raw) && !strings.Contains(raw[len(head):at], "=") {
+		head, query, hasQuery = strings.Cut(raw[at:], "?") // that one was in the password
+		head = raw[:at] + head
+	}
 	if start := strings.Index(head, "//"); start >= 0 {
 		rest := head[start+2:]
 		// The last @ before the path ends the user part; a password may hold others.
 		authority, path, slash := strings.Cut(rest, "/")
 		before := authority
-		if !isPath(head[:start]) {
+		if !isPath(head) {
 			before = rest // a host may be missing, and no pool has an @
 		}
 		if at := strings.LastIndexByte(rest, '@'); at > len(authority) && strings.Contains(before[:min(at, len(before))], ":") {

@@ -75,6 +75,9 @@ func TestMask(t *testing.T) {
 		"redis://h?TLS_KEY=s3cret&token=s3cret": "redis://h?TLS_KEY=***&token=***",
 		"file:///a/b@c":                         "file:///a/b@c",
 		"memcached:///:s3cret@":                 "memcached:///:***@",
+		"memcached://?:s3cret@":                 "memcached://?:***@",
+		"redis://u:s3?cret@h?tls_key=s3cret":    "redis://u:***@h?tls_key=***",
+		"redis://h:1?name=a@b":                  "redis://h:1?name=a@b",
 		"memcached://h/u:s3cret@h":              "memcached://h/u:***@h",
 		"memcached+unix:///a/b:c@d/s":           "memcached+unix:///a/b:c@d/s",
 	} {
