@@ -139,7 +139,7 @@ func powerCut(t *testing.T, r *rig.Rig, target string, seed uint64, more ...stri
 }
 
 // verified is how many blocks fio has verified.
-func verified(t *testing.T, res rig.Result) int {
+func verified(t *testing.T, res rig.Result) (blocks int) {
 	t.Helper()
 	var report struct {
 		Jobs []struct {
@@ -150,10 +150,16 @@ func verified(t *testing.T, res rig.Result) int {
 		}
 	}
 	out := res.Stdout[max(0, strings.Index(res.Stdout, "{")):]
-	if err := json.NewDecoder(strings.NewReader(out)).Decode(&report); err != nil || len(report.Jobs) != 1 || report.Jobs[0].Error != 0 {
+	if err := json.NewDecoder(strings.NewReader(out)).Decode(&report); err != nil || len(report.Jobs) == 0 {
 		t.Fatalf("fio: %v\n%s", err, res.All())
 	}
-	return report.Jobs[0].Read.IOs
+	for _, job := range report.Jobs {
+		if job.Error != 0 {
+			t.Fatalf("fio: %s", res.All())
+		}
+		blocks += job.Read.IOs
+	}
+	return blocks
 }
 
 // TestMachineCrash: a machine that crashes loses the daemon and, with tmpfs, what
