@@ -54,16 +54,16 @@ func newChannel(s *Store, p kvstore.Placement) *channel {
 // Do implements kvstore.Channel.
 func (ch *channel) Do(ctx context.Context, ops []*kvstore.Op) {
 	if ch.begin(ctx, ops) {
-		ch.run(ctx, stays)
+		ch.run(ctx, wire.Stays)
 		ch.settleServers()
 	}
 }
 
 // Try implements kvstore.Channel.
 func (ch *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
-	until := leaves
+	until := wire.Leaves
 	if len(ops) == 0 && ch.pending > 0 {
-		until = looks
+		until = wire.Looks
 	} else if !ch.begin(ctx, ops) {
 		return true
 	}
@@ -76,7 +76,7 @@ func (ch *channel) Try(ctx context.Context, ops []*kvstore.Op) bool {
 
 // Finish implements kvstore.Channel.
 func (ch *channel) Finish(ctx context.Context) {
-	ch.run(ctx, stays)
+	ch.run(ctx, wire.Stays)
 	ch.settleServers()
 }
 
@@ -220,7 +220,7 @@ func (ch *channel) Flush(ctx context.Context, layer kvstore.LayerID) error {
 		ch.requests = append(ch.requests, request{step: stepSentinel, server: srv})
 		ch.queue(ch.conns[i*ch.per], &ch.requests[len(ch.requests)-1])
 	}
-	ch.run(ctx, stays)
+	ch.run(ctx, wire.Stays)
 	return ch.flushErr
 }
 
@@ -238,19 +238,10 @@ func (ch *channel) Close() error {
 	return nil
 }
 
-// until is when run returns, if not with all results.
-type until uint8
-
-const (
-	stays  until = iota // never
-	leaves              // false once all that is missing waits for servers that are silent for their grace
-	looks               // the same, of what was left: after something came, or a slice
-)
-
 // run drives all connections until every request has its result or ctx ends, or as
 // until says.
-func (ch *channel) run(ctx context.Context, until until) bool {
-	working := until != looks // until the channel waits for what may take long
+func (ch *channel) run(ctx context.Context, until wire.Until) bool {
+	working := until != wire.Looks // until the channel waits for what may take long
 	if working {
 		awake.Begin()
 	}
@@ -265,7 +256,7 @@ func (ch *channel) run(ctx context.Context, until until) bool {
 			ch.active = append(ch.active, c)
 		}
 	}
-	patient := until != looks // until a server stays silent for wire.GraceMin
+	patient := until != wire.Looks // until a server stays silent for wire.GraceMin
 	var now time.Time
 	for ch.pending > 0 {
 		for _, c := range ch.active {
@@ -299,7 +290,7 @@ func (ch *channel) run(ctx context.Context, until until) bool {
 		for _, c := range ch.active {
 			c.tick(now)
 		}
-		if ch.pending > 0 && ch.silent(now) && until != stays {
+		if ch.pending > 0 && ch.silent(now) && until != wire.Stays {
 			return false
 		}
 	}
@@ -360,9 +351,9 @@ func (ch *channel) await(c *conn) bool {
 }
 
 // poll waits until a connection can go on, a dial is due, or a slice is over.
-func (ch *channel) poll(ctx context.Context, until until) {
+func (ch *channel) poll(ctx context.Context, until wire.Until) {
 	wait := wire.Slice
-	if until == leaves {
+	if until == wire.Leaves {
 		wait = wire.GraceMin
 	}
 	now := time.Now()

@@ -42,7 +42,7 @@ func TestRefusedAsking(t *testing.T) {
 	ops := []*kvstore.Op{write(1, kvstore.Any, block(1)), write(2, kvstore.Any, block(2)), write(3, kvstore.Any, block(3))}
 	ch.begin(bg(t), ops)
 	ch.requests[0].asking = true
-	ch.run(bg(t), stays)
+	ch.run(bg(t), wire.Stays)
 	ch.settleNodes()
 	for i, op := range ops {
 		want(t, op.Err, nil)

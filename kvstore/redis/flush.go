@@ -181,7 +181,7 @@ func (ch *channel) flushNodes(ctx context.Context) (again bool) {
 		ch.pending++
 		ch.queue(n, &ch.requests[len(ch.requests)-1])
 	}
-	ch.run(ctx, stays)
+	ch.run(ctx, wire.Stays)
 	for _, srv := range ch.store.servers { // it may have come out meanwhile
 		if err := srv.wentBack.Load(); err != nil && ch.flushErr == nil {
 			ch.flushErr = err

@@ -201,16 +201,8 @@ func TestDeferredAgainstDiscard(t *testing.T) {
 		// The write is acknowledged below, and not noted yet above.
 		if ops[0].Code == kvstore.Write && ops[0].Key.Kind == kvstore.KindBlock && once {
 			once = false
-			other, err := d.set.Worker(ctx)
-			must(t, err)
-			reqs := []*Request{{Kind: Discard, Vol: v, N: kvstore.BlockSize}}
-			other.Do(ctx, reqs)
-			must(t, reqs[0].Err)
-			reqs[0].Kind = Flush
-			// What is dirty is stored by it, but what is deferred later is not.
-			other.Do(ctx, reqs)
-			must(t, reqs[0].Err)
-			must(t, other.Close())
+			// What is dirty is stored by its flush, but what is deferred later is not.
+			d.discardAndFlush(v)
 		}
 	}
 	d.store.after.Store(&after)
@@ -219,14 +211,7 @@ func TestDeferredAgainstDiscard(t *testing.T) {
 	if once || d.deferred() == before {
 		t.Fatal("the write was not deferred")
 	}
-	if got := d.read(v, 0, kvstore.BlockSize); !bytes.Equal(got, fresh) {
-		t.Errorf("read: %s", firstDiff(got, fresh))
-	}
-	d.crash()
-	v = d.open("v")
-	if got := d.read(v, 0, kvstore.BlockSize); bytes.Equal(got, old) {
-		t.Error("the discard, which was flushed, is undone: the block is what it was before it")
-	}
+	d.discardStays(v, old, fresh)
 }
 
 // The same with the discard, and its flush, before the write is deferred: that flush has
@@ -244,15 +229,7 @@ func TestDeferredAfterFlushedDiscard(t *testing.T) {
 		// The write has its claim and has found the block present.
 		if ops[0].Code == kvstore.Write && ops[0].Key.Kind == kvstore.KindBlock && once {
 			once = false
-			other, err := d.set.Worker(ctx)
-			must(t, err)
-			reqs := []*Request{{Kind: Discard, Vol: v, N: kvstore.BlockSize}}
-			other.Do(ctx, reqs)
-			must(t, reqs[0].Err)
-			reqs[0].Kind = Flush
-			other.Do(ctx, reqs)
-			must(t, reqs[0].Err)
-			must(t, other.Close())
+			d.discardAndFlush(v)
 		}
 	}
 	d.store.before.Store(&before)
@@ -261,14 +238,7 @@ func TestDeferredAfterFlushedDiscard(t *testing.T) {
 	if once || d.deferred() == deferred {
 		t.Fatal("the write was not deferred")
 	}
-	if got := d.read(v, 0, kvstore.BlockSize); !bytes.Equal(got, fresh) {
-		t.Errorf("read: %s", firstDiff(got, fresh))
-	}
-	d.crash()
-	v = d.open("v")
-	if got := d.read(v, 0, kvstore.BlockSize); bytes.Equal(got, old) {
-		t.Error("the discard, which was flushed, is undone: the block is what it was before it")
-	}
+	d.discardStays(v, old, fresh)
 }
 
 // A write that only a lease holds up is deferred no more; a flush waits for the lease.
@@ -470,5 +440,34 @@ func TestDeferredAfterLossWasRead(t *testing.T) {
 	_ = d.do(Request{Kind: Write, Vol: v, Data: pattern(blocks*kvstore.BlockSize, 3)})
 	if n := d.deferred() - before; n != 0 {
 		t.Errorf("%d blocks are deferred though no flush can succeed", n)
+	}
+}
+
+// discardAndFlush discards the first block of a volume, with a worker of its own, and
+// flushes that.
+func (d *deferRig) discardAndFlush(v *Volume) {
+	d.t.Helper()
+	other, err := d.set.Worker(ctx)
+	must(d.t, err)
+	reqs := []*Request{{Kind: Discard, Vol: v, N: kvstore.BlockSize}}
+	other.Do(ctx, reqs)
+	must(d.t, reqs[0].Err)
+	reqs[0].Kind = Flush
+	other.Do(ctx, reqs)
+	must(d.t, reqs[0].Err)
+	must(d.t, other.Close())
+}
+
+// discardStays: the first block is what was written last, and after a crash anything but
+// what it was before the discard.
+func (d *deferRig) discardStays(v *Volume, old, fresh []byte) {
+	d.t.Helper()
+	if got := d.read(v, 0, kvstore.BlockSize); !bytes.Equal(got, fresh) {
+		d.t.Errorf("read: %s", firstDiff(got, fresh))
+	}
+	d.crash()
+	v = d.open("v")
+	if got := d.read(v, 0, kvstore.BlockSize); bytes.Equal(got, old) {
+		d.t.Error("the discard, which was flushed, is undone: the block is what it was before it")
 	}
 }

@@ -58,3 +58,12 @@ func (s *Silence) Speaks() {
 
 // Silent says whether the server is silent.
 func (s *Silence) Silent() bool { return s.silent.Load() }
+
+// Until is when a channel returns to its caller, if not with all results.
+type Until uint8
+
+const (
+	Stays  Until = iota // never
+	Leaves              // once all that is missing waits for servers that are silent for their grace
+	Looks               // the same, of what was left: after something came, or a slice
+)
